@@ -1,0 +1,123 @@
+"""The nouns that travel between the packages, and the protocols by which the packages know each other.
+
+Shape letters: `N` environments, `K` mini-batches of one iteration, `B` transitions of a mini-batch, `A` action dimensions.
+"""
+
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+Observation: TypeAlias = Tensor | dict[str, Tensor]
+ArrayObservation: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
+
+
+class ArraySpec(TypedDict):
+    """One array of an observation. A plain dict, because a checkpoint must load with `weights_only`."""
+
+    shape: list[int]
+    dtype: str  # numpy's name: "float32", "uint8"
+
+
+class ActionSpec(TypedDict):
+    """The action of one environment."""
+
+    kind: Literal["discrete", "continuous"]
+    n: int  # number of discrete actions; 0 where continuous
+    shape: list[int]  # [] where discrete
+    low: list[float]  # flat, empty where discrete
+    high: list[float]
+
+
+class EnvSpec(TypedDict):
+    """What an algorithm must know of an environment to build its networks."""
+
+    env_id: str
+    observation: ArraySpec | dict[str, ArraySpec]
+    action: ActionSpec
+
+
+class Transition(NamedTuple):
+    """Transitions of one or of n steps. Leading shape `[...]` is `[M]` when stored and `[K, B]` when sampled."""
+
+    observation: Observation  # [..., *shape]
+    action: Tensor  # [...] int64 or [..., A] float32
+    reward: Tensor  # [...] float32, Σ γⁱ rᵢ over the horizon
+    discount: Tensor  # [...] float32, γ^horizon · (1 − terminated)
+    next_observation: Observation  # [..., *shape], at the end of the horizon, never that of a next episode
+    terminated: Tensor  # [...] bool
+    truncated: Tensor  # [...] bool
+
+
+class ReplaySample(NamedTuple):
+    """What a replay buffer draws."""
+
+    transition: Transition  # [K, B, ...]
+    index: Tensor  # [K, B] int64, slots of the ring
+    importance_weight: Tensor  # [K, B] float32 in (0, 1], ones where replay is uniform
+
+
+class ReplayBatch(NamedTuple):
+    """One iteration's stack of K mini-batches. During warm-up K is 0: a loop over the updates makes none."""
+
+    transition: Transition  # [K, B, ...]
+    index: Tensor  # [K, B] int64
+    importance_weight: Tensor  # [K, B] float32
+    env_steps: int  # environment steps of the whole run, over all processes
+    progress: float  # env_steps as a fraction of the budget, 0 to 1
+
+    @property
+    def num_updates(self) -> int:
+        """K."""
+        return self.index.shape[0]
+
+
+class EpisodeBatch(NamedTuple):
+    """Finished evaluation episodes, E of them."""
+
+    returns: Tensor  # [E] float64, undiscounted
+    lengths: Tensor  # [E] int64, environment steps
+    discounted_returns: Tensor  # [E] float64
+    successes: Tensor  # [E] float64, 0 or 1; NaN where the environment does not report `is_success`
+    start_observation: Observation  # [E, *shape]
+
+
+class StepResult(NamedTuple):
+    """One step of N environments, whatever their way to reset themselves."""
+
+    observation: ArrayObservation  # [N, *shape], what the policy sees next (of the next episode, after an end)
+    reward: npt.NDArray[np.float32]  # [N]
+    terminated: npt.NDArray[np.bool_]  # [N]
+    truncated: npt.NDArray[np.bool_]  # [N], False where terminated
+    next_observation: ArrayObservation  # [N, *shape], the true successor: the final one where an episode ended
+    valid: npt.NDArray[np.bool_]  # [N], False where this frame only reset: not stored, not counted
+    success: npt.NDArray[np.float32]  # [N], `is_success` at an episode's end, NaN elsewhere
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Who chooses actions. `deterministic` asks for the action without exploration."""
+
+    def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
+        """Observations `[N, *shape]` to actions `[N]` int64 or `[N, A]` float32."""
+        ...
+
+
+class Evaluator(Protocol):
+    """The one batch of a validation, test or predict loop: plays episodes with a policy."""
+
+    env_steps: int  # of training so far
+
+    def run(self, policy: Policy) -> EpisodeBatch:
+        """Play the episodes of this process, without exploration and without touching the training's randomness."""
+        ...
+
+
+@runtime_checkable
+class Feedback(Protocol):
+    """The way back to the replay, called once per iteration."""
+
+    def feedback(self, index: Tensor, *, td_error: Tensor) -> None:
+        """Tell the replay the signed TD errors `[K, B]` of the slots `[K, B]` just learned from."""
+        ...
