@@ -1,0 +1,1 @@
+"""Environments: made from an id, read in one way, saved and restored."""

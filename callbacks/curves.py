@@ -1,0 +1,115 @@
+"""The curves of a training run, on the axis of environment steps."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchmetrics.aggregation import MeanMetric
+
+from rlmods.signals import curves
+from rlmods.types import ExperienceSource
+
+
+class Curves(Callback):
+    """Logs, once every `trainer.log_every_n_steps` iterations, what happened since the last time.
+
+    `train/…` and `stability/…` are means over the interval of the signals that `training_step` returned;
+    `rollout/…` are means over the last 100 training episodes; `time/fps` are environment steps per second of training,
+    evaluation excluded. Validation metrics get the same axis by logging a `step`.
+
+    Raises:
+        TypeError: where the data module is no `ExperienceSource`.
+    """
+
+    def __init__(self) -> None:
+        self._interval: dict[str, list[Tensor]] = {}
+        self._training_seconds = 0.0
+        self._started = 0.0
+        self._env_steps = 0
+        self._updates = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._env_steps = experience_source(trainer).env_steps
+        self._training_seconds = 0.0
+        self._started = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock: evaluation is not training."""
+        self._training_seconds += time.perf_counter() - self._started
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the clock go on."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take in an iteration's signals; log at the end of an interval."""
+        if isinstance(outputs, Mapping):
+            for name, signal in outputs.items():
+                for tag, reduction in curves(name).items():
+                    self._interval.setdefault(tag, []).append(reduction(signal))
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+            self._log(trainer)
+
+    def _log(self, trainer: Trainer) -> None:
+        source = experience_source(trainer)
+        metrics = {tag: _mean(values) for tag, values in self._interval.items()}
+        metrics |= source.rollout_statistics()
+        metrics |= self._speed(source.env_steps, metrics.get("train/n_updates", self._updates))
+        self._interval.clear()
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=source.env_steps)
+
+    def _speed(self, env_steps: int, updates: float) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds = self._training_seconds + now - self._started
+        speed = {
+            "time/fps": (env_steps - self._env_steps) / seconds,
+            "time/updates_per_s": (updates - self._updates) / seconds,
+            "time/total_timesteps": float(env_steps),
+        }
+        self._env_steps, self._updates = env_steps, updates
+        self._training_seconds, self._started = 0.0, now
+        return speed
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write out the curves before the checkpoint: what it remembers must not be missing from them."""
+        for logger in trainer.loggers:
+            logger.save()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The interval that is still open."""
+        interval = {tag: torch.stack(values) for tag, values in self._interval.items()}
+        return {"interval": interval, "updates": self._updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the interval."""
+        self._interval = {tag: list(values.unbind()) for tag, values in state_dict["interval"].items()}
+        self._updates = state_dict["updates"]
+
+
+def _mean(values: list[Tensor]) -> float:
+    # Without "disable" torchmetrics drops a NaN, and the curve of a broken run would look healthy.
+    metric = MeanMetric(nan_strategy="disable").to(values[0].device)
+    metric.update(torch.stack(values))
+    return float(metric.compute())
+
+
+def experience_source(trainer: Trainer) -> ExperienceSource:
+    """The data module, by the clock and the statistics that it keeps.
+
+    Raises:
+        TypeError: where it keeps none.
+    """
+    source = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(source, ExperienceSource):
+        raise TypeError(
+            f"got the data module {type(source).__name__}, expected one with env_steps, total_env_steps and "
+            "rollout_statistics(): pass rlmods.data.ReplayDataModule, or give yours these three"
+        )
+    return source

@@ -1,0 +1,64 @@
+"""The run's log of alarms, actions, stops and resumes: one JSON object a line, in `events.jsonl` of the run folder."""
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from rlmods.types import ExperienceSource
+
+FILE_NAME = "events.jsonl"
+
+
+def append_event(trainer: Trainer, kind: str, message: str, evidence: Mapping[str, Any]) -> None:
+    """Append an event. Every process must call it; the first one writes.
+
+    Args:
+        trainer: of the run.
+        kind: "start", "resume", "stop", "alarm" or "action".
+        message: in words, for a person.
+        evidence: the numbers behind it; must be JSON.
+    """
+    folder = Path(str(trainer.log_dir))  # a broadcast, where there are several processes
+    if not trainer.is_global_zero:
+        return
+    source = trainer.datamodule  # type: ignore[attr-defined]
+    event = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "kind": kind,
+        "env_steps": source.env_steps if isinstance(source, ExperienceSource) else None,
+        "iteration": trainer.global_step,
+        "message": message,
+        "evidence": dict(evidence),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / FILE_NAME).open("a") as file:
+        file.write(json.dumps(event) + "\n")
+
+
+def mark_events_beyond(folder: Path, env_steps: int) -> None:
+    """Mark the events later than `env_steps` as `superseded`: the run goes on from there, and they never happened.
+
+    A last line that a crash cut short is kept under `damaged`.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return
+    marked = [json.dumps(_marked(line, env_steps)) + "\n" for line in path.read_text().splitlines()]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(marked))
+    os.replace(temporary, path)
+
+
+def _marked(line: str, env_steps: int) -> dict[str, Any]:
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return {"damaged": line}
+    if (event.get("env_steps") or 0) > env_steps:
+        event["superseded"] = True
+    return event

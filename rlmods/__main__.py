@@ -1,0 +1,42 @@
+"""`python -m rlmods`: answers what needs no torch at once, and hands the rest to the command line proper."""
+
+import sys
+
+from rlmods import __version__
+
+HELP = """\
+usage: python -m rlmods {fit,validate,test,predict,configs} ...
+
+Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth about the training.
+
+  fit       train an agent          python -m rlmods fit --config dqn_cartpole
+  validate  evaluate a checkpoint as training does
+  test      evaluate it on other seeds, --video DIR for a video
+  predict   actions for given observations, or a roll-out written to disk
+  configs   list the configurations that come with the package
+
+Each of the first four explains its options: python -m rlmods fit --help
+A configuration is a file, or the name of one that comes with the package; several --config are merged in order.
+Go on with a stopped run: repeat its command with --ckpt_path last
+"""
+
+
+def main() -> None:
+    """Run the command in `sys.argv`."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+    elif arguments[0] == "--version":
+        print(__version__)
+    elif arguments[0] == "configs":
+        from rlmods.configs import describe_configs
+
+        print(describe_configs(), end="")
+    else:
+        from rlmods.cli import run
+
+        run(arguments)
+
+
+if __name__ == "__main__":
+    main()

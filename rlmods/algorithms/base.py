@@ -1,0 +1,166 @@
+"""What Lightning makes every algorithm repeat: one update, the clocks, the evaluation step."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+
+from rlmods.types import EnvSpec, EpisodeBatch, Evaluator, ExperienceSource, Observation
+
+TargetTransform = Callable[[Tensor], Tensor]
+
+
+class Algorithm(LightningModule):
+    """Manual optimisation, `update_steps`, bootstrap-target hooks, evaluation.
+
+    `trainer.global_step` counts iterations: of all optimiser steps of an iteration exactly one goes through Lightning's
+    wrapper, all others step raw. Callbacks see each update, raw or wrapped, in `on_after_backward` (before the clip)
+    and in torch's `register_step_pre_hook` (after it).
+
+    Attributes:
+        spec: of the environment that the networks were built for.
+        total_env_steps: the budget, by which schedules run; the data module owns it, 0 until a trainer has attached it.
+        update_steps: gradient updates so far.
+        target_transforms: callables that the algorithm applies in turn to its bootstrap targets `[B]`.
+    """
+
+    def __init__(self, spec: EnvSpec) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.spec = spec
+        self.total_env_steps = 0
+        self.update_steps = 0
+        self.target_transforms: list[TargetTransform] = []
+
+    def setup(self, stage: str) -> None:
+        """Take the budget from the data module."""
+        source = self.trainer.datamodule
+        if isinstance(source, ExperienceSource):
+            self.total_env_steps = source.total_env_steps
+
+    def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
+        """Observations `[N, *shape]` to actions `[N]` int64 or `[N, A]` float32."""
+        raise NotImplementedError
+
+    def optimize(
+        self, optimizer: LightningOptimizer, loss: Tensor, max_grad_norm: float | None, *, counts: bool
+    ) -> Tensor:
+        """One update: zero_grad, backward, clip, step.
+
+        Args:
+            optimizer: as `self.optimizers()` gives it.
+            loss: scalar.
+            max_grad_norm: L2 bound of all its gradients together; None does not clip.
+            counts: whether this is the iteration's one step that goes through Lightning's wrapper.
+
+        Returns:
+            The L2 norm before the clip, a scalar on the device.
+        """
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if max_grad_norm is None:
+            grad_norm = torch.nn.utils.get_total_norm(_gradients(parameters))
+        else:
+            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        self._step(optimizer, counts=counts)
+        self.update_steps += 1
+        return grad_norm
+
+    def count_iteration(self, optimizer: LightningOptimizer) -> None:
+        """Let `global_step` advance in an iteration without an update; gradients of None leave the weights as they are.
+
+        Without it `ModelCheckpoint` skips the evaluations at an unchanged `global_step`, and `max_steps` never comes.
+        """
+        optimizer.zero_grad()
+        self._step(optimizer, counts=True)
+
+    def _step(self, optimizer: LightningOptimizer, *, counts: bool) -> None:
+        if counts:
+            optimizer.step()
+        else:
+            optimizer.optimizer.step()
+
+    def set_learning_rate(self, optimizer: LightningOptimizer, learning_rate: float) -> None:
+        """Write the learning rate into every parameter group."""
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def validation_step(self, batch: Evaluator, batch_idx: int) -> None:
+        """Play the evaluation episodes and log them under `eval/`."""
+        self._log_episodes("eval", batch)
+
+    def test_step(self, batch: Evaluator, batch_idx: int) -> None:
+        """Play the test episodes and log them under `test/`."""
+        self._log_episodes("test", batch)
+
+    def predict_step(self, batch: Observation | Evaluator, batch_idx: int) -> Tensor | dict[str, Tensor]:
+        """Actions `[B]` or `[B, A]` for given observations, or the recorded steps of a roll-out."""
+        if isinstance(batch, (Tensor, dict)):
+            return self.act(batch, env_steps=0, deterministic=True)
+        return batch.record(self)
+
+    def evaluation_metrics(self, episodes: EpisodeBatch) -> dict[str, Tensor]:
+        """What an evaluation reports, by its name after the slash; an algorithm with a value function adds to it."""
+        metrics = {
+            "mean_reward": episodes.returns.mean(),
+            "std_reward": episodes.returns.std(correction=0),
+            "mean_ep_length": episodes.lengths.double().mean(),
+            "mean_discounted_reward": episodes.discounted_returns.mean(),
+            "episodes": torch.tensor(float(episodes.returns.numel())),
+        }
+        if not episodes.successes.isnan().all():
+            metrics["success_rate"] = episodes.successes.nanmean()
+        return metrics
+
+    def _log_episodes(self, group: str, evaluator: Evaluator) -> None:
+        episodes = self._of_all_processes(evaluator.run(self))
+        metrics = {f"{group}/{name}": value for name, value in self.evaluation_metrics(episodes).items()}
+        # float64, because float32 counts whole steps only up to 16.7 million.
+        metrics["step"] = torch.tensor(evaluator.env_steps, dtype=torch.float64)
+        self.log_dict(metrics, batch_size=1)
+
+    def _of_all_processes(self, episodes: EpisodeBatch) -> EpisodeBatch:
+        if self.trainer.world_size == 1:
+            return episodes
+        gathered = self.all_gather(episodes._asdict())
+        return EpisodeBatch(**{name: _flatten_processes(field) for name, field in gathered.items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the clock and the algorithm's name."""
+        checkpoint["algorithm"] = {"name": type(self).__name__, "update_steps": self.update_steps}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the clock.
+
+        Raises:
+            ValueError: where the checkpoint is of another algorithm or of another environment's shapes.
+        """
+        saved = checkpoint.get("algorithm", {"name": "a module of unknown name"})
+        if saved["name"] != type(self).__name__:
+            raise ValueError(
+                f"got a checkpoint of {saved['name']}, expected one of {type(self).__name__}: "
+                f"type --ckpt_path with a checkpoint of a {type(self).__name__} run"
+            )
+        spec = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["spec"]
+        for part in ("observation", "action"):
+            if spec[part] != self.spec[part]:
+                raise ValueError(
+                    f"got a checkpoint of {spec['env_id']} with {part} {spec[part]}, expected {part} {self.spec[part]} "
+                    f"of {self.spec['env_id']}: type the --config that the checkpoint was trained with"
+                )
+        self.update_steps = saved["update_steps"]
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _flatten_processes(field: Any) -> Any:
+    """`[W, E, ...]` of W processes to `[W·E, ...]`."""
+    if isinstance(field, dict):
+        return {key: value.flatten(0, 1) for key, value in field.items()}
+    return field.flatten(0, 1)

@@ -1,0 +1,211 @@
+"""From the environments to transitions: steps the environments with a policy and sums rewards over n steps."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.aggregation import CatMetric
+
+from rlmods.data.observations import map_observation, stack_observations, to_arrays, to_tensors
+from rlmods.envs.environments import Environments
+from rlmods.functional.returns import n_step_return
+from rlmods.types import ArrayObservation, Observation, Policy, StepResult, Transition
+
+EPISODE_WINDOW = 100
+
+
+class _Step(NamedTuple):
+    observation: ArrayObservation
+    action: Any
+    result: StepResult
+
+
+class _Rows(NamedTuple):
+    """T steps of N environments."""
+
+    observation: Observation  # [T, N, *shape]
+    action: Tensor  # [T, N] or [T, N, A]
+    reward: Tensor  # [T, N]
+    next_observation: Observation  # [T, N, *shape]
+    terminated: Tensor  # [T, N]
+    truncated: Tensor  # [T, N]
+    waiting: Tensor  # [T, N], whether the transition that starts here is still to be returned
+
+
+class Collector:
+    """Owns the training environments, the current observation and the count of environment steps of this process.
+
+    Args:
+        environments: already built; reset here.
+        gamma: discount of one step.
+        n_steps: horizon of a stored transition.
+        seed: of the environments.
+    """
+
+    def __init__(self, environments: Environments, *, gamma: float, n_steps: int, seed: int) -> None:
+        self.environments = environments
+        self.gamma = gamma
+        self.n_steps = n_steps
+        self.env_steps = 0
+        self.observation = environments.reset(seed)
+        self.episode_return = np.zeros(environments.num_envs)
+        self.episode_length = np.zeros(environments.num_envs, dtype=np.int64)
+        self.returns = _EpisodeWindow()
+        self.lengths = _EpisodeWindow()
+        self.rows: _Rows | None = None
+        # Where a resume must truncate the running episodes, their last step stays open until the next one.
+        self.lookahead = n_steps - 1 if environments.can_save else n_steps
+
+    def collect(self, policy: Policy, until: int, *, num_processes: int, device: torch.device) -> Transition:
+        """Step until `env_steps` reaches `until`; return the transitions whose horizon is complete, oldest first.
+
+        A vector step adds up to N steps, so `env_steps` may pass `until` by at most N − 1. Frames that only reset an
+        environment are neither stored nor counted.
+
+        Args:
+            policy: chooses the actions.
+            until: environment steps of this process; at least one vector step is made.
+            num_processes: multiplies the clock that the policy is given.
+            device: of the policy.
+
+        Returns:
+            `[M, ...]`; M is not the number of steps taken where horizons are still open.
+        """
+        steps: list[_Step] = []
+        with torch.inference_mode():
+            while not steps or self.env_steps < until:
+                observation = to_tensors(self.observation, device)
+                action = policy.act(observation, env_steps=self.env_steps * num_processes).cpu().numpy()
+                result = self.environments.step(action)
+                steps.append(_Step(self.observation, action, result))
+                self.observation = result.observation
+                self.env_steps += int(np.count_nonzero(result.valid))
+        self._count_episodes([step.result for step in steps])
+        rows = _stack_steps(steps)
+        return self._complete(rows if self.rows is None else _concatenate(self.rows, rows))
+
+    def _complete(self, rows: _Rows) -> Transition:
+        """Split off the transitions whose horizon is closed; the others stay in `self.rows`."""
+        returns = n_step_return(rows.reward, rows.terminated, rows.truncated, self.gamma, self.n_steps)
+        num_rows = rows.reward.shape[0]
+        num_closed = num_rows - self.lookahead
+        closed = returns.ended
+        closed[: max(num_closed, 0)] = True
+        ready = closed & rows.waiting
+        kept = rows._replace(waiting=rows.waiting & ~closed)
+        self.rows = _map_rows(lambda column: column[max(num_closed, 0) :].clone(), kept) if self.lookahead else None
+        environment = torch.arange(ready.shape[1]).expand_as(ready)
+        last = (returns.last[ready], environment[ready])
+        return Transition(
+            observation=map_observation(lambda column: column[ready], rows.observation),
+            action=rows.action[ready],
+            reward=returns.reward[ready],
+            discount=returns.discount[ready],
+            next_observation=map_observation(lambda column: column[last], rows.next_observation),
+            terminated=rows.terminated[last],
+            truncated=rows.truncated[last],
+        )
+
+    def _count_episodes(self, results: list[StepResult]) -> None:
+        for result in results:
+            self.episode_return += result.reward
+            self.episode_length += result.valid
+            ended = result.terminated | result.truncated
+            if ended.any():
+                self.returns.append(self.episode_return[ended])
+                self.lengths.append(self.episode_length[ended])
+                self.episode_return[ended] = 0.0
+                self.episode_length[ended] = 0
+
+    def rollout_statistics(self) -> dict[str, float]:
+        """Means over the last 100 finished episodes, by tag; empty before the first."""
+        returns, lengths = self.returns.values(), self.lengths.values()
+        if not len(returns):
+            return {}
+        return {"rollout/ep_rew_mean": float(returns.mean()), "rollout/ep_len_mean": float(lengths.mean())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resume needs; `environments` is None where they cannot be saved."""
+        return {
+            "env_steps": self.env_steps,
+            "environments": self.environments.state_dict(),
+            "observation": map_observation(torch.clone, to_tensors(self.observation, torch.device("cpu"))),
+            "episode_return": torch.from_numpy(self.episode_return.copy()),
+            "episode_length": torch.from_numpy(self.episode_length.copy()),
+            "returns": self.returns.values(),
+            "lengths": self.lengths.values(),
+            "rows": None if self.rows is None else self.rows._asdict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> Transition | None:
+        """Restore.
+
+        Returns:
+            None where the environments could be restored. Else the open transitions, closed by a truncation, for the
+            replay: the environments then start new episodes.
+        """
+        self.env_steps = state["env_steps"]
+        self.returns.restore(state["returns"])
+        self.lengths.restore(state["lengths"])
+        self.rows = None if state["rows"] is None else _Rows(**state["rows"])
+        if state["environments"] is None:
+            return self._truncate_open_rows()
+        self.environments.load_state_dict(state["environments"])
+        self.observation = to_arrays(state["observation"])
+        self.episode_return = state["episode_return"].numpy()
+        self.episode_length = state["episode_length"].numpy()
+        return None
+
+    def _truncate_open_rows(self) -> Transition | None:
+        if self.rows is None:
+            return None
+        self.rows.truncated[-1] = ~self.rows.terminated[-1]
+        transitions = self._complete(self.rows)
+        self.rows = None
+        return transitions
+
+
+class _EpisodeWindow:
+    """A number of each of the last 100 finished episodes."""
+
+    def __init__(self) -> None:
+        # Without "disable" torchmetrics drops a NaN, and the curve of a broken run would look healthy.
+        self.metric = CatMetric(nan_strategy="disable")
+
+    def append(self, values: Any) -> None:
+        self.metric.update(torch.from_numpy(values).double())
+
+    def values(self) -> Tensor:
+        """`[E]` float64, at most the last 100; also forgets the older ones."""
+        if self.metric.update_count == 0:
+            return torch.zeros(0, dtype=torch.float64)
+        window = torch.as_tensor(self.metric.compute())[-EPISODE_WINDOW:].clone()
+        self.restore(window)
+        return window
+
+    def restore(self, window: Tensor) -> None:
+        self.metric.reset()
+        if len(window):
+            self.metric.update(window)
+
+
+def _stack_steps(steps: list[_Step]) -> _Rows:
+    results = [step.result for step in steps]
+    return _Rows(
+        observation=stack_observations([step.observation for step in steps]),
+        action=torch.from_numpy(np.stack([step.action for step in steps])),
+        reward=torch.from_numpy(np.stack([result.reward for result in results])),
+        next_observation=stack_observations([result.next_observation for result in results]),
+        terminated=torch.from_numpy(np.stack([result.terminated for result in results])),
+        truncated=torch.from_numpy(np.stack([result.truncated for result in results])),
+        waiting=torch.from_numpy(np.stack([result.valid for result in results])),
+    )
+
+
+def _map_rows(function: Any, *rows: _Rows) -> _Rows:
+    return _Rows(*(map_observation(function, *columns) for columns in zip(*rows, strict=True)))
+
+
+def _concatenate(first: _Rows, second: _Rows) -> _Rows:
+    return _map_rows(lambda *columns: torch.cat(columns), first, second)

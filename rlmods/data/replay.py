@@ -1,0 +1,335 @@
+"""Replay buffers: a preallocated ring of transitions, drawn from uniformly or by priority."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlmods.data.priorities import Index, PriorityTree
+from rlmods.functional.priorities import annealed_beta, importance_weight, td_error_priority
+from rlmods.types import ArraySpec, EnvSpec, Observation, ReplaySample, Transition
+
+
+class ReplayBuffer:
+    """Uniform replay with replacement. Transition number `r`, counted from 0 for ever, lies in slot `r % capacity`.
+
+    One transition is one row of memory, so that drawing it costs one cache miss instead of one per field. The fields
+    of a sample are therefore strided views of the rows drawn; `.contiguous()` where a kernel asks for it.
+    """
+
+    def __init__(self, spec: EnvSpec, buffer_size: int, *, seed: int) -> None:
+        """Allocate the ring.
+
+        Args:
+            spec: What one transition holds. Observations keep their dtype.
+            buffer_size: Capacity in transitions, at least 1.
+            seed: Of the draws, which touch no global random state.
+
+        Raises:
+            ValueError: `buffer_size` is below 1 or does not fit into the memory that is available.
+        """
+        _check_memory(buffer_size, self.memory_bytes(spec, buffer_size))
+        self.capacity = buffer_size
+        self.inserted = 0  # transitions ever inserted
+        self._rows = np.zeros(buffer_size, dtype=_row_dtype(spec))
+        self._generator = np.random.default_rng(seed)
+        self._ones = torch.ones(0)
+
+    @classmethod
+    def memory_bytes(cls, spec: EnvSpec, buffer_size: int) -> int:
+        """Bytes that a buffer of this size takes."""
+        return buffer_size * _row_dtype(spec).itemsize
+
+    @classmethod
+    def describe(cls, spec: EnvSpec, buffer_size: int) -> str:
+        """What a buffer of this size costs, to be said before it is allocated."""
+        total = cls.memory_bytes(spec, buffer_size)
+        return f"{cls.__name__}: {buffer_size:,} transitions of {total / buffer_size:,.0f} bytes, {_size(total)}"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one transition."""
+        return self._rows.dtype.itemsize
+
+    def __len__(self) -> int:
+        return min(self.inserted, self.capacity)
+
+    def extend(self, transitions: Transition) -> None:
+        """Insert transitions `[M]`, the oldest first; where M exceeds the capacity, the last ones stay.
+
+        Raises:
+            ValueError: A field has another shape, dtype or set of keys than the spec says. Nothing was written then.
+        """
+        num = transitions.reward.shape[0]
+        self._write(self.inserted, transitions, kept=min(num, self.capacity))
+        self.inserted += num
+
+    def sample(self, num_batches: int, batch_size: int, progress: float) -> ReplaySample:
+        """Draw K mini-batches of B transitions at once.
+
+        Args:
+            num_batches: K; 0 draws nothing, from an empty buffer too.
+            batch_size: B, at least 1.
+            progress: Of the run, as a fraction of its budget.
+
+        Raises:
+            ValueError: The buffer is empty.
+        """
+        if self.inserted == 0 and num_batches > 0:
+            raise ValueError("the replay buffer is empty: extend() it before sample(), or raise `learning_starts`")
+        index = self._draw(num_batches, batch_size)
+        transition = _transition(self._rows.take(index))
+        return ReplaySample(transition, torch.from_numpy(index), self._importance_weight(index, progress))
+
+    def feedback(self, index: Tensor, td_error: Tensor) -> None:
+        """Uniform replay learns nothing from TD errors."""
+
+    def rows(self, first: int, last: int) -> Transition:
+        """Contiguous copies of the transitions number `first` to `last`, exclusive.
+
+        Raises:
+            ValueError: The buffer does not hold them all.
+        """
+        oldest = self.inserted - len(self)
+        if not oldest <= first <= last <= self.inserted:
+            raise ValueError(f"rows {first} to {last} were asked for, the buffer holds {oldest} to {self.inserted}")
+        return _transition(self._rows.take(np.arange(first, last) % self.capacity), contiguous=True)
+
+    def restore_rows(self, first: int, transitions: Transition) -> None:
+        """Put transitions `[M]`, number `first` and following, back into their slots, overwritten ones left out.
+
+        Raises:
+            ValueError: As in `extend`, or they go beyond `inserted`: load the `state_dict` first.
+        """
+        last = first + transitions.reward.shape[0]
+        if last > self.inserted:
+            raise ValueError(
+                f"rows {first} to {last} were given, the buffer ends at {self.inserted}: load its state_dict first"
+            )
+        self._write(first, transitions, kept=max(0, min(last - first, last - self.inserted + len(self))))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the transitions, which `ReplaySegments` saves."""
+        return {"capacity": self.capacity, "inserted": self.inserted, "generator": self._generator.bit_generator.state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, once the transitions are restored as well.
+
+        Raises:
+            ValueError: The state is of another capacity.
+        """
+        if state_dict["capacity"] != self.capacity:
+            raise ValueError(
+                f"the state is of a buffer of {state_dict['capacity']} transitions, this one holds {self.capacity}: "
+                f"resume with --data.init_args.buffer_size {state_dict['capacity']}"
+            )
+        self.inserted = state_dict["inserted"]
+        self._generator.bit_generator.state = state_dict["generator"]
+
+    def _draw(self, num_batches: int, batch_size: int) -> Index:
+        return self._generator.integers(max(1, len(self)), size=(num_batches, batch_size))
+
+    def _importance_weight(self, index: Index, progress: float) -> Tensor:
+        if self._ones.shape != index.shape:
+            self._ones = torch.ones(index.shape)
+        return self._ones
+
+    def _write(self, first: int, transitions: Transition, *, kept: int) -> None:
+        """Check transitions `[M]`, number `first` and following, and write the last `kept`."""
+        pairs = list(_pairs(self._rows, transitions))
+        num = transitions.reward.shape[0]
+        for name, rows, tensor in pairs:
+            _check_field(name, tensor, [num, *rows.shape[1:]], rows.dtype)
+        start = (first + num - kept) % self.capacity
+        until_wrap = min(kept, self.capacity - start)
+        for _, rows, tensor in pairs:
+            values = tensor[num - kept :].numpy(force=True)
+            rows[start : start + until_wrap] = values[:until_wrap]
+            rows[: kept - until_wrap] = values[until_wrap:]
+
+
+class PrioritizedReplayBuffer(ReplayBuffer):
+    """Proportional prioritised replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952).
+
+    Each mini-batch is stratified on its own, so that none of the K sees a part of the buffer only. Priorities are
+    those of before the iteration: up to K updates old.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        buffer_size: int,
+        *,
+        seed: int,
+        prioritized_replay_alpha: float = 0.6,
+        prioritized_replay_beta0: float = 0.4,
+        prioritized_replay_eps: float = 1e-6,
+    ) -> None:
+        """Allocate the ring and the priorities.
+
+        Args:
+            spec: What one transition holds.
+            buffer_size: Capacity in transitions, at least 1.
+            seed: Of the draws.
+            prioritized_replay_alpha: α, 0 (uniform) to 1 (in proportion to the TD error).
+            prioritized_replay_beta0: β at the start of the run, 0 to 1; it ends at 1.
+            prioritized_replay_eps: Added to the absolute TD error, above 0.
+
+        Raises:
+            ValueError: As in `ReplayBuffer`, or one of the three is out of range.
+        """
+        _check_unit_interval("prioritized_replay_alpha", prioritized_replay_alpha)
+        _check_unit_interval("prioritized_replay_beta0", prioritized_replay_beta0)
+        if not 0.0 < prioritized_replay_eps < float("inf"):
+            raise ValueError(f"prioritized_replay_eps is {prioritized_replay_eps}, expected a finite number above 0")
+        super().__init__(spec, buffer_size, seed=seed)
+        self._alpha = prioritized_replay_alpha
+        self._beta0 = prioritized_replay_beta0
+        self._eps = prioritized_replay_eps
+        self._tree = PriorityTree(buffer_size)
+
+    @classmethod
+    def memory_bytes(cls, spec: EnvSpec, buffer_size: int) -> int:
+        """Bytes that a buffer of this size takes, its priorities included."""
+        return super().memory_bytes(spec, buffer_size) + PriorityTree.memory_bytes(buffer_size)
+
+    def extend(self, transitions: Transition) -> None:
+        """As in `ReplayBuffer`. New transitions get the maximum priority, so that each is likely to be seen once."""
+        first = self.inserted
+        super().extend(transitions)
+        slots = np.arange(max(first, self.inserted - self.capacity), self.inserted) % self.capacity
+        self._tree.set(slots, np.full(slots.shape, self._tree.maximum, dtype=np.float32))
+
+    def feedback(self, index: Tensor, td_error: Tensor) -> None:
+        """Set the priorities of the transitions just learned from; of duplicates, the last one holds.
+
+        Args:
+            index: `[K, B]`, as drawn.
+            td_error: `[K, B]`, signed.
+
+        Raises:
+            ValueError: The shapes differ or a TD error is not finite. Nothing was set then.
+        """
+        if index.shape != td_error.shape:
+            raise ValueError(
+                f"index has shape {list(index.shape)}, td_error {list(td_error.shape)}, expected equal ones"
+            )
+        priority = td_error_priority(td_error.detach().float().cpu(), alpha=self._alpha, eps=self._eps)
+        self._tree.set(index.reshape(-1).numpy(force=True), priority.reshape(-1).numpy())
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in `ReplayBuffer`, with the priorities."""
+        return {**super().state_dict(), "priority_tree": self._tree.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in `ReplayBuffer`, with the priorities."""
+        super().load_state_dict(state_dict)
+        self._tree.load_state_dict(state_dict["priority_tree"])
+
+    def _draw(self, num_batches: int, batch_size: int) -> Index:
+        stratum = self._generator.random((num_batches, batch_size)) + np.arange(batch_size)
+        mass = stratum * (self._tree.total / batch_size)
+        return self._tree.sample(mass.reshape(-1)).reshape(num_batches, batch_size)
+
+    def _importance_weight(self, index: Index, progress: float) -> Tensor:
+        priority = torch.from_numpy(self._tree.priorities(index))
+        return importance_weight(priority, beta=annealed_beta(self._beta0, progress))
+
+
+def _row_dtype(spec: EnvSpec) -> np.dtype[np.void]:
+    """The layout of one transition. A dict observation is a structure within the structure."""
+    action = spec["action"]
+    observation = _observation_dtype(spec["observation"])
+    fields: list[tuple[str, Any]] = [
+        ("observation", observation),
+        ("action", np.int64 if action["kind"] == "discrete" else (np.float32, tuple(action["shape"]))),
+        ("reward", np.float32),
+        ("discount", np.float32),
+        ("next_observation", observation),
+        ("terminated", np.bool_),
+        ("truncated", np.bool_),
+    ]
+    return np.dtype(fields, align=True)  # torch refuses a view whose stride is no multiple of its item
+
+
+def _observation_dtype(spec: ArraySpec | dict[str, ArraySpec]) -> Any:
+    if isinstance(spec.get("dtype"), str):
+        array = cast(ArraySpec, spec)
+        return (np.dtype(array["dtype"]), tuple(array["shape"]))
+    arrays = cast(dict[str, ArraySpec], spec)
+    return np.dtype([(key, _observation_dtype(array)) for key, array in arrays.items()], align=True)
+
+
+def _transition(rows: npt.NDArray[np.void], *, contiguous: bool = False) -> Transition:
+    """Rows `[...]` as tensors, one view per field, or one copy per field."""
+
+    def tensor(array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array) if contiguous else array)
+
+    def observation(array: npt.NDArray[Any]) -> Observation:
+        keys = array.dtype.names
+        return tensor(array) if keys is None else {key: tensor(array[key]) for key in keys}
+
+    return Transition(
+        observation(rows["observation"]),
+        tensor(rows["action"]),
+        tensor(rows["reward"]),
+        tensor(rows["discount"]),
+        observation(rows["next_observation"]),
+        tensor(rows["terminated"]),
+        tensor(rows["truncated"]),
+    )
+
+
+def _pairs(rows: npt.NDArray[np.void], transitions: Transition) -> Iterator[tuple[str, npt.NDArray[Any], Tensor]]:
+    """Each field's name, its part of the rows, and the tensor given for it."""
+    for name, value in zip(Transition._fields, transitions, strict=True):
+        array = rows[name]
+        keys = sorted(array.dtype.names or ())
+        given = sorted(value) if isinstance(value, dict) else []
+        if given != keys:
+            raise ValueError(f"{name} has the keys {given}, expected {keys}")
+        if isinstance(value, dict):
+            yield from ((f"{name}[{key!r}]", array[key], value[key]) for key in keys)
+        else:
+            yield name, array, value
+
+
+def _check_field(name: str, tensor: Tensor, shape: list[int], dtype: np.dtype[Any]) -> None:
+    given = str(tensor.dtype).removeprefix("torch.")
+    if list(tensor.shape) != shape or given != dtype.name:
+        raise ValueError(f"{name} is {given} {list(tensor.shape)}, expected {dtype.name} {shape}, as the spec says")
+
+
+def _check_unit_interval(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value}, expected 0 to 1")
+
+
+def _check_memory(buffer_size: int, needed: int) -> None:
+    if buffer_size < 1:
+        raise ValueError(f"buffer_size is {buffer_size}, expected at least 1")
+    available = _available_memory()
+    if available is not None and needed > available:
+        fitting = int(0.8 * available / needed * buffer_size)
+        raise ValueError(
+            f"a replay buffer of {buffer_size:,} transitions takes {_size(needed)}, {_size(available)} are available: "
+            f"try --data.init_args.buffer_size {fitting}"
+        )
+
+
+def _available_memory() -> int | None:
+    """Bytes that the system can still give; None where it does not say."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024  # in kB, all of them
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
