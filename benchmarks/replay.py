@@ -1,8 +1,9 @@
 """Speed of the replay buffers, next to the bare memory access and to other packages where they are installed.
 
 `python benchmarks/replay.py` prints microseconds per mini-batch: the median over the repeats, the minimum in brackets.
-Every candidate draws its own random indices; those of one row take turns of 20 calls, on one torch thread. "bare" is one
-`index_select` for each field. The other packages store the same fields; Stable-Baselines3 has five fields of its own.
+Every candidate draws its own random indices; those of one row take turns of 20 calls, on one torch thread. "bare" is
+one `index_select` for each field. Other packages store the same fields, but Stable-Baselines3, which has five of its
+own. "32 at once" draws a stack of 32 mini-batches in one call.
 """
 
 import argparse
@@ -38,12 +39,8 @@ def main() -> None:
         measure(f"uniform sample, {row}", uniform(cartpole, transitions, 256), repeats)
         measure(f"uniform sample, 32 at once, {row}", stacks(cartpole, transitions, 32, 256), repeats, per_call=32)
         measure(f"prioritised sample + update, {row}", prioritised(cartpole, transitions, 1, 256), repeats)
-        measure(
-            f"prioritised sample + update, 32 at once, {row}",
-            {"rlmods": rlmods_prioritised(cartpole, transitions, 32, 256)},
-            repeats,
-            per_call=32,
-        )
+        at_once = prioritised(cartpole, transitions, 32, 256)
+        measure(f"prioritised sample + update, 32 at once, {row}", at_once, repeats, per_call=32)
     pixels = make_spec([4, 84, 84], "uint8")
     measure("uniform sample, 32 of 2,000 4x84x84", uniform(pixels, make_transitions(pixels, 2_000), 32), repeats)
 
@@ -86,7 +83,7 @@ def stacks(spec: EnvSpec, transitions: Transition, num_batches: int, batch_size:
 def prioritised(spec: EnvSpec, transitions: Transition, num_batches: int, batch_size: int) -> Candidates:
     candidates: Candidates = {"rlmods": rlmods_prioritised(spec, transitions, num_batches, batch_size)}
     if installed("cpprb"):
-        candidates["cpprb"] = cpprb_prioritised(spec, transitions, batch_size)
+        candidates["cpprb"] = cpprb_prioritised(spec, transitions, num_batches * batch_size)
     return candidates
 
 

@@ -94,8 +94,8 @@ class Curves(Callback):
 
 
 def _mean(values: list[Tensor]) -> float:
-    # Without "disable" torchmetrics drops a NaN, and the curve of a broken run would look healthy.
-    metric = MeanMetric(nan_strategy="disable").to(values[0].device)
+    # By default torchmetrics drops a NaN, so that a broken run looks healthy, and waits for the other processes.
+    metric = MeanMetric(nan_strategy="disable", sync_on_compute=False).to(values[0].device)
     metric.update(torch.stack(values))
     return float(metric.compute())
 

@@ -54,6 +54,7 @@ class Manifest:
     def describe(cls, checkpoint: dict[str, Any], sha256: str, size: int) -> "Manifest":
         """The manifest of a checkpoint whose file has this hash and this size in bytes."""
         own = _own_section(checkpoint)
+        progress: dict[str, Any] = {key: own.get(key) for key in ("env_steps", "model", "data", "env_id")}
         now = time.time_ns()
         return cls(
             sha256=sha256,
@@ -62,7 +63,7 @@ class Manifest:
             written=datetime.fromtimestamp(now / 1e9, UTC).isoformat(),
             written_ns=now,
             global_step=checkpoint.get("global_step"),
-            **{key: own.get(key) for key in ("env_steps", "model", "data", "env_id")},
+            **progress,
         )
 
     @classmethod

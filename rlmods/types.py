@@ -60,7 +60,7 @@ class ReplaySample(NamedTuple):
     """What a replay buffer draws."""
 
     transition: Transition  # [K, B, ...]
-    index: Tensor  # [K, B] int64, slots of the ring
+    index: Tensor  # type: ignore[assignment]  # [K, B] int64, slots of the ring
     importance_weight: Tensor  # [K, B] float32 in (0, 1], ones where replay is uniform
 
 
@@ -82,7 +82,7 @@ class ReplayBatch(NamedTuple):
     """One iteration's stack of K mini-batches. During warm-up K is 0: a loop over the updates makes none."""
 
     transition: Transition  # [K, B, ...]
-    index: Tensor  # [K, B] int64
+    index: Tensor  # type: ignore[assignment]  # [K, B] int64
     importance_weight: Tensor  # [K, B] float32
     env_steps: int  # environment steps of the whole run, over all processes
     progress: float  # env_steps as a fraction of the budget, 0 to 1

@@ -36,7 +36,16 @@ class Algorithm(LightningModule):
         self.target_transforms: list[TargetTransform] = []
 
     def setup(self, stage: str) -> None:
-        """Take the budget from the data module."""
+        """Take the budget from the data module.
+
+        Raises:
+            ValueError: under 16-bit precision, whose loss scaler the raw optimiser steps would pass by.
+        """
+        if str(self.trainer.precision).startswith("16"):
+            raise ValueError(
+                f"got Trainer(precision={self.trainer.precision!r}), expected 32-true or bf16-mixed: raw optimiser steps "
+                "pass by the loss scaler of 16-bit training; type --trainer.precision bf16-mixed"
+            )
         source = self.trainer.datamodule
         if isinstance(source, ExperienceSource):
             self.total_env_steps = source.total_env_steps

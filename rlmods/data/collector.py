@@ -170,8 +170,8 @@ class _EpisodeWindow:
     """A number of each of the last 100 finished episodes."""
 
     def __init__(self) -> None:
-        # Without "disable" torchmetrics drops a NaN, and the curve of a broken run would look healthy.
-        self.metric = CatMetric(nan_strategy="disable")
+        # By default torchmetrics drops a NaN, so that a broken run looks healthy, and waits for the other processes.
+        self.metric = CatMetric(nan_strategy="disable", sync_on_compute=False)
 
     def append(self, values: Any) -> None:
         self.metric.update(torch.from_numpy(values).double())

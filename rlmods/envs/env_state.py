@@ -1,9 +1,9 @@
 """Saves and restores the state of environments bit for bit, without knowing them by name.
 
 A layer (a wrapper, an environment, a native vector environment) is saved by its own `get_state` and `set_state` where
-it has both, else by its attributes, where all of them are numbers, text, arrays, generators, MuJoCo data or containers
-of these. One attribute of another kind (a Box2D body, an emulator) may hide state: such an environment is not saved.
-Spaces, specs and functions are rebuilt by the constructor and not saved.
+it has both, else by its attributes, where all of them are numbers, text, arrays, generators, spaces, MuJoCo data or
+containers of these. One attribute of another kind (a Box2D body, an emulator) may hide state: such an environment is
+not saved. Specs and functions are rebuilt by the constructor and not saved.
 """
 
 import enum
@@ -125,8 +125,6 @@ def _get_layer(layer: Any) -> Any:
 
 
 def _is_constant(value: Any) -> bool:
-    if isinstance(value, gym.Space):
-        return value._np_random is None  # a space that has drawn has a state
     if isinstance(value, _CONSTANTS):
         return True
     mujoco, rendering = sys.modules.get("mujoco"), sys.modules.get("gymnasium.envs.mujoco.mujoco_rendering")
@@ -154,13 +152,11 @@ def _encode(value: Any) -> Any:
         return {"kind": "deque", "value": [_encode(item) for item in value], "maxlen": value.maxlen}
     if kind is dict:
         return {"kind": "dict", "value": [[_encode(key), _encode(item)] for key, item in value.items()]}
-    if kind is np.random.Generator:
-        return {"kind": "generator", "value": _encode(value.bit_generator.state)}
-    return {"kind": "mujoco", "value": _mujoco_arrays(value)}
+    return _encode_object(value)
 
 
 def _decode(saved: Any, current: Any) -> Any:
-    """The inverse of `_encode`. Generators and MuJoCo data are filled in place: others may refer to them."""
+    """The inverse of `_encode`. Objects are filled in place, because others may refer to them."""
     if isinstance(saved, np.ndarray):
         return saved.copy()
     if isinstance(saved, list):
@@ -178,8 +174,23 @@ def _decode(saved: Any, current: Any) -> Any:
         return deque(_decode(value, None), saved["maxlen"])
     if kind == "dict":
         return {_decode(key, None): _decode(item, None) for key, item in value}
+    return _fill_object(kind, value, current)
+
+
+def _encode_object(value: Any) -> dict[str, Any]:
+    if type(value) is np.random.Generator:
+        return {"kind": "generator", "value": _encode(value.bit_generator.state)}
+    if isinstance(value, gym.Space):
+        return {"kind": "space", "value": _encode(value._np_random)}
+    return {"kind": "mujoco", "value": _mujoco_arrays(value)}
+
+
+def _fill_object(kind: str, value: Any, current: Any) -> Any:
     if kind == "generator":
         return _set_generator(current, _decode(value, None))
+    if kind == "space":
+        current._np_random = _decode(value, current._np_random)
+        return current
     return _set_mujoco(current, value)
 
 

@@ -20,7 +20,7 @@ from rlmods.types import ActionSpec, ArraySpec, EnvSpec
 Vectorization: TypeAlias = Literal["auto", "native", "sync", "async"]
 AnyEnv: TypeAlias = gym.Env[Any, Any]
 
-NATIVE_FROM = 4  # environments, below which stepping one after the other beats numpy's overhead (CartPole, measured)
+NATIVE_FROM = 5  # environments; with fewer, one after the other beats numpy's overhead (CartPole, measured)
 
 
 def make_envs(
@@ -143,7 +143,9 @@ def _find(env_id: str) -> gym.envs.registration.EnvSpec:
         module = module or "ale_py"
     if module:
         importlib.import_module(module)
-    return gym.spec(name)
+    if name not in gym.registry:
+        raise _unknown(env_id, name)
+    return gym.registry[name]
 
 
 @contextmanager
@@ -154,8 +156,6 @@ def _explained(env_id: str, kwargs: dict[str, Any]) -> Iterator[None]:
         yield
     except gym.error.DependencyNotInstalled as error:
         raise ValueError(f"{env_id} needs an extra that is not installed: {error}") from error
-    except gym.error.UnregisteredEnv as error:
-        raise _unknown(env_id) from error
     except ModuleNotFoundError as error:
         if name.startswith("ALE/"):
             raise ValueError(f'{env_id} needs ale-py. Type pip install "gymnasium[atari]".') from error
@@ -163,13 +163,13 @@ def _explained(env_id: str, kwargs: dict[str, Any]) -> Iterator[None]:
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        accepted = _accepted(gym.spec(name).entry_point)
+        entry = gym.registry[name]
+        accepted = _accepted(entry.entry_point or entry.vector_entry_point)
         expected = f" Expected some of {sorted(accepted)}." if accepted else ""
         raise ValueError(f"env_kwargs {kwargs} do not fit {env_id}: {error}.{expected}") from error
 
 
-def _unknown(env_id: str) -> ValueError:
-    name = env_id.rpartition(":")[2]
+def _unknown(env_id: str, name: str) -> ValueError:
     close = difflib.get_close_matches(name, list(gym.registry), n=3) or [i for i in gym.registry if name in i][-3:]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     return ValueError(

@@ -3,7 +3,6 @@
 A priority `pᵢ` is stored with its exponent α already applied, so that `P(i) = pᵢ / Σⱼ pⱼ`.
 """
 
-import torch
 from torch import Tensor
 
 

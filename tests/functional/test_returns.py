@@ -1,0 +1,81 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlmods.functional.returns import n_step_return
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32).unsqueeze(1)
+
+
+def test_golden_three_steps() -> None:
+    """γ = 0.5, n = 3, rewards 1 2 4 8. t = 0: 1 + 1 + 1 = 3, then γ³ = 0.125. t = 1: 2 + 2 + 2 = 6."""
+    none = torch.zeros(4, 1, dtype=torch.bool)
+    returns = n_step_return(column(1, 2, 4, 8), none, none, gamma=0.5, n_steps=3)
+    assert returns.reward[:2, 0].tolist() == [3.0, 6.0]
+    assert returns.discount[:2, 0].tolist() == [0.125, 0.125]
+    assert returns.last[:2, 0].tolist() == [2, 3]
+    assert not returns.ended.any()
+
+
+def test_golden_termination_cuts_sum_and_bootstrap() -> None:
+    """The episode ends at t = 1: t = 0 sums 1 + 0.5·2 = 2, t = 1 only 2, and neither bootstraps."""
+    terminated = torch.tensor([[False], [True], [False], [False]])
+    returns = n_step_return(column(1, 2, 4, 8), terminated, torch.zeros_like(terminated), gamma=0.5, n_steps=3)
+    assert returns.reward[:2, 0].tolist() == [2.0, 2.0]
+    assert returns.discount[:2, 0].tolist() == [0.0, 0.0]
+    assert returns.last[:, 0].tolist() == [1, 1, 3, 3]
+    assert returns.ended[:, 0].tolist() == [True, True, False, False]
+
+
+def test_golden_truncation_cuts_the_sum_but_bootstraps_over_the_shorter_horizon() -> None:
+    """As above with a time limit: the same sums, then γ² and γ¹ of the value at the final observation."""
+    truncated = torch.tensor([[False], [True], [False], [False]])
+    returns = n_step_return(column(1, 2, 4, 8), torch.zeros_like(truncated), truncated, gamma=0.5, n_steps=3)
+    assert returns.reward[:2, 0].tolist() == [2.0, 2.0]
+    assert returns.discount[:2, 0].tolist() == [0.25, 0.5]
+
+
+steps = st.lists(st.tuples(st.floats(-10, 10), st.booleans(), st.booleans()), min_size=1, max_size=12)
+
+
+@given(steps)
+def test_one_step_is_the_reward_itself(rows: list[tuple[float, bool, bool]]) -> None:
+    reward, terminated, truncated = (torch.tensor(values).unsqueeze(1) for values in zip(*rows, strict=True))
+    returns = n_step_return(reward, terminated, truncated, gamma=0.9, n_steps=1)
+    torch.testing.assert_close(returns.reward, reward)
+    torch.testing.assert_close(returns.discount, 0.9 * (~terminated).float())
+    assert bool((returns.ended == (terminated | truncated)).all())
+
+
+@given(steps, st.integers(1, 6), st.floats(0.0, 0.99))
+def test_against_a_loop_over_steps(rows: list[tuple[float, bool, bool]], n_steps: int, gamma: float) -> None:
+    reward, terminated, truncated = (torch.tensor(values).unsqueeze(1) for values in zip(*rows, strict=True))
+    returns = n_step_return(reward, terminated, truncated, gamma, n_steps)
+    for t in range(len(rows)):
+        total, horizon = 0.0, 0
+        for r, is_terminated, is_truncated in rows[t : t + n_steps]:
+            total += gamma**horizon * r
+            horizon += 1
+            if is_terminated or is_truncated:
+                break
+        is_terminated = rows[t + horizon - 1][1]
+        torch.testing.assert_close(returns.reward[t, 0].item(), total, rtol=1e-4, atol=1e-4)
+        expected_discount = 0.0 if is_terminated else gamma**horizon
+        torch.testing.assert_close(returns.discount[t, 0].item(), expected_discount, rtol=1e-4, atol=1e-6)
+        assert returns.last[t, 0].item() == t + horizon - 1
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=12), st.floats(0.0, 0.99))
+def test_a_horizon_beyond_the_end_is_monte_carlo(rewards: list[float], gamma: float) -> None:
+    reward = torch.tensor(rewards).unsqueeze(1)
+    terminated = torch.zeros_like(reward, dtype=torch.bool)
+    terminated[-1] = True
+    returns = n_step_return(reward, terminated, torch.zeros_like(terminated), gamma, len(rewards) + 3)
+    monte_carlo, total = [], 0.0
+    for r in reversed(rewards):
+        total = r + gamma * total
+        monte_carlo.append(total)
+    torch.testing.assert_close(returns.reward[:, 0], torch.tensor(monte_carlo[::-1]), rtol=1e-4, atol=1e-4)
+    assert not returns.discount.any()
