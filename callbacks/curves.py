@@ -53,7 +53,7 @@ class Curves(Callback):
             for name, signal in outputs.items():
                 for tag, reduction in curves(name).items():
                     self._interval.setdefault(tag, []).append(reduction(signal))
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(trainer)
 
     def _log(self, trainer: Trainer) -> None:

@@ -98,8 +98,8 @@ class EnvStepsProgressBar(ProgressBar):
         rate = self._rate(trainer)
         seconds_left = (source.total_env_steps - source.env_steps) / max(rate, 1e-9)
         return (
-            f"{source.env_steps:,}/{source.total_env_steps:,} env steps, {rate:,.0f}/s, return {_last_return(trainer)}, "
-            f"eval {_last_evaluation(trainer)}, {seconds_left:,.0f} s left"
+            f"{source.env_steps:,}/{source.total_env_steps:,} env steps, {rate:,.0f}/s, "
+            f"return {_last_return(trainer)}, eval {_last_evaluation(trainer)}, {seconds_left:,.0f} s left"
         )
 
     def _rate(self, trainer: Trainer) -> float:

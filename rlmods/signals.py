@@ -37,9 +37,7 @@ class Signal(NamedTuple):
 
 SIGNALS: dict[str, Signal] = {
     "loss": Signal("[K]", "loss", -math.inf, math.inf, {"train/loss": _mean}),
-    "q_value": Signal(
-        "[K, B]", "return", -math.inf, math.inf, {"train/q_mean": _mean, "stability/q_max": _maximum}
-    ),
+    "q_value": Signal("[K, B]", "return", -math.inf, math.inf, {"train/q_mean": _mean, "stability/q_max": _maximum}),
     "td_target": Signal("[K, B]", "return", -math.inf, math.inf, {"train/td_target": _mean}),
     "td_error": Signal("[K, B]", "return", -math.inf, math.inf, {"train/td_error_abs": _absolute_mean}),
     "importance_weight": Signal("[K, B]", "1", 0.0, 1.0, {}),

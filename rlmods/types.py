@@ -1,14 +1,16 @@
 """The nouns that travel between the packages, and the protocols by which the packages know each other.
 
-Shape letters: `N` environments, `K` mini-batches of one iteration, `B` transitions of a mini-batch, `A` action dimensions.
+Shape letters: `N` environments, `K` mini-batches of one iteration, `B` transitions of a mini-batch, `A` action
+dimensions, `E` episodes, `M` any number of transitions.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeGuard, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from typing_extensions import TypeIs
 
 Observation: TypeAlias = Tensor | dict[str, Tensor]
 ArrayObservation: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
@@ -39,7 +41,7 @@ class EnvSpec(TypedDict):
     action: ActionSpec
 
 
-def is_array_spec(observation: ArraySpec | dict[str, ArraySpec]) -> TypeGuard[ArraySpec]:
+def is_array_spec(observation: ArraySpec | dict[str, ArraySpec]) -> TypeIs[ArraySpec]:
     """Whether an observation is one array, and not a dict of arrays."""
     return isinstance(observation.get("dtype"), str)
 

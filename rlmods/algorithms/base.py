@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from rlmods.types import EnvSpec, EpisodeBatch, Evaluator, ExperienceSource, Observation
+from rlmods.types import EnvSpec, EpisodeBatch, Evaluator, ExperienceSource, Feedback, Observation
 
 TargetTransform = Callable[[Tensor], Tensor]
 
@@ -43,10 +43,10 @@ class Algorithm(LightningModule):
         """
         if str(self.trainer.precision).startswith("16"):
             raise ValueError(
-                f"got Trainer(precision={self.trainer.precision!r}), expected 32-true or bf16-mixed: raw optimiser steps "
-                "pass by the loss scaler of 16-bit training; type --trainer.precision bf16-mixed"
+                f"got Trainer(precision={self.trainer.precision!r}), expected 32-true or bf16-mixed: raw optimiser "
+                "steps pass by the loss scaler of 16-bit training; type --trainer.precision bf16-mixed"
             )
-        source = self.trainer.datamodule
+        source = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(source, ExperienceSource):
             self.total_env_steps = source.total_env_steps
 
@@ -78,6 +78,19 @@ class Algorithm(LightningModule):
         self._step(optimizer, counts=counts)
         self.update_steps += 1
         return grad_norm
+
+    def single_optimizer(self) -> LightningOptimizer:
+        """The optimiser of an algorithm that has one."""
+        optimizer = self.optimizers()
+        if not isinstance(optimizer, LightningOptimizer):
+            raise TypeError(f"got {type(optimizer).__name__}, expected one optimiser from configure_optimizers")
+        return optimizer
+
+    def feed_back(self, index: Tensor, *, td_error: Tensor) -> None:
+        """Tell the replay, where it listens, the TD errors `[K, B]` of the slots `[K, B]`."""
+        source = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(source, Feedback):
+            source.feedback(index, td_error=td_error)
 
     def count_iteration(self, optimizer: LightningOptimizer) -> None:
         """Let `global_step` advance in an iteration without an update; gradients of None leave the weights as they are.
@@ -130,13 +143,13 @@ class Algorithm(LightningModule):
         metrics = {f"{group}/{name}": value for name, value in self.evaluation_metrics(episodes).items()}
         # float64, because float32 counts whole steps only up to 16.7 million.
         metrics["step"] = torch.tensor(evaluator.env_steps, dtype=torch.float64)
-        self.log_dict(metrics, batch_size=1)
+        # All processes log the same numbers; without sync_dist Lightning warns that they might not.
+        self.log_dict(metrics, batch_size=1, sync_dist=True)
 
     def _of_all_processes(self, episodes: EpisodeBatch) -> EpisodeBatch:
         if self.trainer.world_size == 1:
             return episodes
-        gathered = self.all_gather(episodes._asdict())
-        return EpisodeBatch(**{name: _flatten_processes(field) for name, field in gathered.items()})
+        return EpisodeBatch(*(_flatten_processes(self.all_gather(field)) for field in episodes))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the clock and the algorithm's name."""

@@ -8,7 +8,7 @@ Deviations from the paper:
 1. Double Q-learning (van Hasselt et al. 2016), dueling heads (Wang et al. 2016), n-step returns and prioritised replay
    (Schaul et al. 2016) are arguments; the last two belong to the data module, which stores the horizon's own discount
    with each transition.
-2. Adam instead of RMSProp; the gradient is clipped by its norm, and the Huber loss takes the place of the clipped error.
+2. Adam instead of RMSProp; the gradient is clipped by its norm; the Huber loss takes the place of the clipped error.
 3. Collection and updates alternate in blocks: an iteration collects `steps_per_iteration` environment steps and then
    makes `updates_per_iteration` updates on a stack of mini-batches drawn at once. Priorities are therefore up to that
    many updates old.
@@ -32,7 +32,7 @@ from rlmods.functional.td import action_value, double_q_bootstrap, q_learning_bo
 from rlmods.networks.q_network import QNetwork
 from rlmods.networks.target import polyak_update
 from rlmods.signals import stack_signals
-from rlmods.types import EnvSpec, EpisodeBatch, Feedback, Minibatch, Observation, ReplayBatch, Transition
+from rlmods.types import EnvSpec, EpisodeBatch, Minibatch, Observation, ReplayBatch, Transition
 
 
 class DQN(Algorithm):
@@ -44,7 +44,7 @@ class DQN(Algorithm):
         learning_rate: of Adam, at the start of the run.
         final_learning_rate: reached in a straight line at the end of the budget; None keeps `learning_rate`.
         loss: Huber (threshold 1) or mean squared error.
-        double: select the next action with the online network.
+        double_q: select the next action with the online network.
         dueling: a value and centred advantages instead of one head.
         tau: share of the online network in a target update, in (0, 1]; 1 copies it.
         target_update_interval: gradient updates between two target updates.
@@ -65,7 +65,7 @@ class DQN(Algorithm):
         learning_rate: float = 1e-3,
         final_learning_rate: float | None = None,
         loss: Literal["huber", "mse"] = "huber",
-        double: bool = True,
+        double_q: bool = True,
         dueling: bool = False,
         tau: float = 1.0,
         target_update_interval: int = 500,
@@ -84,7 +84,7 @@ class DQN(Algorithm):
         self.learning_rate = learning_rate
         self.final_learning_rate = learning_rate if final_learning_rate is None else final_learning_rate
         self.loss = loss
-        self.double = double
+        self.double_q = double_q
         self.tau = tau
         self.target_update_interval = target_update_interval
         self.exploration_initial_eps = exploration_initial_eps
@@ -98,7 +98,7 @@ class DQN(Algorithm):
 
     def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
         """ε-greedy actions `[N]` for observations `[N, *shape]`."""
-        greedy_action = self.q_network(observation).argmax(-1)
+        greedy_action: Tensor = self.q_network(observation).argmax(-1)
         if deterministic:
             return greedy_action
         return epsilon_greedy(greedy_action, self.spec["action"]["n"], self.exploration_rate(env_steps))
@@ -114,7 +114,7 @@ class DQN(Algorithm):
 
     def training_step(self, batch: ReplayBatch, batch_idx: int) -> dict[str, Tensor]:
         """One iteration: K updates on K mini-batches. Returns their signals, none during warm-up."""
-        optimizer = self.optimizers()
+        optimizer = self.single_optimizer()
         if batch.num_updates == 0:
             self.count_iteration(optimizer)
             return {}
@@ -126,8 +126,7 @@ class DQN(Algorithm):
         signals = stack_signals(
             [self.update(optimizer, minibatch, counts=minibatch is minibatches[-1]) for minibatch in minibatches]
         )
-        if isinstance(self.trainer.datamodule, Feedback):
-            self.trainer.datamodule.feedback(batch.index, td_error=signals["td_error"])
+        self.feed_back(batch.index, td_error=signals["td_error"])
         signals["learning_rate"] = torch.tensor(learning_rate)
         signals["exploration_rate"] = torch.tensor(self.exploration_rate(batch.env_steps))
         signals["update_steps"] = torch.tensor(self.update_steps)
@@ -163,7 +162,7 @@ class DQN(Algorithm):
     def td_target(self, transition: Transition) -> Tensor:
         """Bootstrap targets `[B]`, after the callables of `target_transforms`."""
         target_q_values = self.target_network(transition.next_observation)
-        if self.double:
+        if self.double_q:
             bootstrap_value = double_q_bootstrap(target_q_values, self.q_network(transition.next_observation))
         else:
             bootstrap_value = q_learning_bootstrap(target_q_values)
@@ -187,10 +186,10 @@ class DQN(Algorithm):
 def _check_ranges(algorithm: DQN) -> None:
     """Refuse hyper-parameters outside their range."""
     ranges = {
-        "learning_rate": (0.0 < algorithm.learning_rate, "above 0"),
-        "final_learning_rate": (0.0 <= algorithm.final_learning_rate, "at least 0"),
+        "learning_rate": (algorithm.learning_rate > 0.0, "above 0"),
+        "final_learning_rate": (algorithm.final_learning_rate >= 0.0, "at least 0"),
         "tau": (0.0 < algorithm.tau <= 1.0, "in (0, 1]"),
-        "target_update_interval": (1 <= algorithm.target_update_interval, "at least 1"),
+        "target_update_interval": (algorithm.target_update_interval >= 1, "at least 1"),
         "exploration_initial_eps": (0.0 <= algorithm.exploration_initial_eps <= 1.0, "in [0, 1]"),
         "exploration_final_eps": (0.0 <= algorithm.exploration_final_eps <= 1.0, "in [0, 1]"),
         "exploration_fraction": (0.0 <= algorithm.exploration_fraction <= 1.0, "in [0, 1]"),

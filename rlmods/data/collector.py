@@ -1,5 +1,6 @@
 """From the environments to transitions: steps the environments with a policy and sums rewards over n steps."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -180,7 +181,7 @@ class _EpisodeWindow:
         """`[E]` float64, at most the last 100; also forgets the older ones."""
         if self.metric.update_count == 0:
             return torch.zeros(0, dtype=torch.float64)
-        window = torch.as_tensor(self.metric.compute())[-EPISODE_WINDOW:].clone()
+        window = torch.as_tensor(self.metric.compute()).reshape(-1)[-EPISODE_WINDOW:].clone()
         self.restore(window)
         return window
 
@@ -203,8 +204,9 @@ def _stack_steps(steps: list[_Step]) -> _Rows:
     )
 
 
-def _map_rows(function: Any, *rows: _Rows) -> _Rows:
-    return _Rows(*(map_observation(function, *columns) for columns in zip(*rows, strict=True)))
+def _map_rows(function: Callable[..., Tensor], *rows: _Rows) -> _Rows:
+    columns: list[Any] = [map_observation(function, *column) for column in zip(*rows, strict=True)]
+    return _Rows(*columns)
 
 
 def _concatenate(first: _Rows, second: _Rows) -> _Rows:

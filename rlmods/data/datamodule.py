@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from rlmods.data.collector import Collector
@@ -162,10 +162,10 @@ class ReplayDataModule(LightningDataModule):
         if trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch != 1:
             raise ValueError(
                 f"got Trainer(val_check_interval={trainer.val_check_interval}, "
-                f"check_val_every_n_epoch={trainer.check_val_every_n_epoch}), expected neither: the data module owns the "
-                "rhythm of the evaluations; type --data.init_args.eval_every ENV_STEPS"
+                f"check_val_every_n_epoch={trainer.check_val_every_n_epoch}), expected neither: the data module owns "
+                "the rhythm of the evaluations; type --data.init_args.eval_every ENV_STEPS"
             )
-        if not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.val_check_interval = max(1, self.eval_every // (self.steps_per_iteration * trainer.world_size))
             trainer.check_val_every_n_epoch = None
 

@@ -1,9 +1,11 @@
 """Evaluation episodes: own environments, own seeds, no exploration, nothing of the training touched."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from rlmods.data.observations import map_observation, stack_observations, to_tensors
 from rlmods.data.video import write_video
 from rlmods.envs.environments import Environments
-from rlmods.types import EpisodeBatch, Observation, Policy
+from rlmods.types import ArrayObservation, EpisodeBatch, Policy, StepResult
 
 
 class EpisodeEvaluator:
@@ -47,66 +49,73 @@ class EpisodeEvaluator:
 
     def run(self, policy: Policy) -> EpisodeBatch:
         """Play the episodes of this process."""
-        frames: list[Any] = []
-        episodes, _ = self._play(policy, keep_steps=False, frames=None if self.video_folder is None else frames)
-        if self.video_folder is not None:
-            write_video(self.video_folder / f"env_steps={self.env_steps}.mp4", frames, self.environments.render_fps)
-        return episodes
-
-    def record(self, policy: Policy) -> dict[str, Tensor]:
-        """Play the episodes of this process and return all their steps, in the order of time, `[M, ...]` each."""
-        _, steps = self._play(policy, keep_steps=True, frames=None)
-        playing = np.stack([step["playing"] for step in steps])
-        columns: dict[str, Observation] = {
-            name: stack_observations([step[name] for step in steps]) for name in steps[0] if name != "playing"
-        }
-        recorded: dict[str, Tensor] = {}
-        for name, column in columns.items():
-            flat = map_observation(lambda values: values[torch.from_numpy(playing)], column)
-            recorded |= {name: flat} if isinstance(flat, Tensor) else {f"{name}.{key}": flat[key] for key in flat}
-        return recorded
-
-    def _play(
-        self, policy: Policy, *, keep_steps: bool, frames: list[Any] | None
-    ) -> tuple[EpisodeBatch, list[dict[str, Any]]]:
         num_episodes = self.environments.num_envs
         returns, discounted_returns = np.zeros(num_episodes), np.zeros(num_episodes)
         lengths = np.zeros(num_episodes, dtype=np.int64)
         successes = np.full(num_episodes, np.nan)
-        playing = np.ones(num_episodes, dtype=np.bool_)
-        steps: list[dict[str, Any]] = []
+        start: ArrayObservation | None = None
+        frames: list[Any] = []
+        for step in self._steps(policy, frames):
+            start = step.observation if start is None else start
+            reward = step.playing * step.result.reward
+            returns += reward
+            discounted_returns += self.gamma**lengths * reward
+            lengths += step.playing
+            successes[step.ended] = step.result.success[step.ended]
+        if start is None:
+            raise RuntimeError("got 0 episodes, expected at least one: type --data.init_args.eval_episodes 1")
+        if self.video_folder is not None:
+            write_video(self.video_folder / f"env_steps={self.env_steps}.mp4", frames, self.environments.render_fps)
+        return EpisodeBatch(
+            returns=torch.from_numpy(returns),
+            lengths=torch.from_numpy(lengths),
+            discounted_returns=torch.from_numpy(discounted_returns),
+            successes=torch.from_numpy(successes),
+            start_observation=to_tensors(start, self.device),
+        )
+
+    def record(self, policy: Policy) -> dict[str, Tensor]:
+        """Play the episodes of this process and return all their steps, in the order of time, `[M, ...]` each."""
+        steps = list(self._steps(policy, frames=[]))
+        playing = torch.from_numpy(np.stack([step.playing for step in steps]))
+        episode = np.arange(self.environments.num_envs)
+        columns: dict[str, Sequence[ArrayObservation]] = {
+            "episode": [episode for _ in steps],
+            "observation": [step.observation for step in steps],
+            "action": [step.action for step in steps],
+            "reward": [step.result.reward for step in steps],
+            "terminated": [step.result.terminated for step in steps],
+            "truncated": [step.result.truncated for step in steps],
+        }
+        recorded: dict[str, Tensor] = {}
+        for name, column in columns.items():
+            rows = map_observation(lambda values: values[playing], stack_observations(column))
+            recorded |= {name: rows} if isinstance(rows, Tensor) else {f"{name}.{key}": rows[key] for key in rows}
+        return recorded
+
+    def _steps(self, policy: Policy, frames: list[Any]) -> Iterator["_Step"]:
+        """Every step until the last episode ends; frames of the first one are appended where a video is wanted."""
+        playing = np.ones(self.environments.num_envs, dtype=np.bool_)
         with isolate_rng(), torch.inference_mode():
             observation = self.environments.reset(self.seed)
-            start_observation = map_observation(torch.clone, to_tensors(observation, self.device))
             while playing.any():
-                if frames is not None and playing[0]:
+                if self.video_folder is not None and playing[0]:
                     frames.append(self.environments.render()[0])
-                action = (
-                    policy.act(to_tensors(observation, self.device), env_steps=self.env_steps, deterministic=True)
-                    .cpu()
-                    .numpy()
-                )
-                result = self.environments.step(action)
-                if keep_steps:
-                    steps.append(
-                        {
-                            "episode": np.arange(num_episodes),
-                            "observation": observation,
-                            "action": action,
-                            "reward": result.reward,
-                            "terminated": result.terminated,
-                            "truncated": result.truncated,
-                            "playing": playing.copy(),
-                        }
-                    )
-                returns += playing * result.reward
-                discounted_returns += playing * self.gamma**lengths * result.reward
-                lengths += playing
-                ended = playing & (result.terminated | result.truncated)
-                successes[ended] = result.success[ended]
-                playing &= ~ended
-                observation = result.observation
-        tensors = (
-            torch.from_numpy(array).to(self.device) for array in (returns, lengths, discounted_returns, successes)
-        )
-        return EpisodeBatch(*tensors, start_observation=start_observation), steps
+                tensors = to_tensors(observation, self.device)
+                action = policy.act(tensors, env_steps=self.env_steps, deterministic=True).cpu().numpy()
+                step = _Step(observation, action, self.environments.step(action), playing)
+                yield step
+                playing = playing & ~step.ended
+                observation = step.result.observation
+
+
+class _Step(NamedTuple):
+    observation: ArrayObservation
+    action: npt.NDArray[Any]
+    result: StepResult
+    playing: npt.NDArray[np.bool_]  # [E], whether the episode had not ended before this step
+
+    @property
+    def ended(self) -> npt.NDArray[np.bool_]:
+        """[E], whether the episode ends with this step."""
+        return self.playing & (self.result.terminated | self.result.truncated)

@@ -1,7 +1,7 @@
 """Observations are an array or a dict of arrays: the few functions that treat both alike."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ def map_observation(function: Callable[..., Tensor], *observations: Observation)
     first = observations[0]
     if isinstance(first, Tensor):
         return function(*observations)
-    return {key: function(*(observation[key] for observation in observations)) for key in first}  # type: ignore[index]
+    dicts = cast(Sequence[dict[str, Tensor]], observations)
+    return {key: function(*(observation[key] for observation in dicts)) for key in first}
 
 
 def to_tensors(observation: ArrayObservation, device: torch.device) -> Observation:
@@ -36,7 +37,8 @@ def stack_observations(observations: Sequence[ArrayObservation]) -> Observation:
     """T observations `[N, *shape]` to `[T, N, *shape]`, a copy."""
     first = observations[0]
     if isinstance(first, dict):
-        return {key: _stack([observation[key] for observation in observations]) for key in first}  # type: ignore[index,call-overload]
+        dicts = cast(Sequence[dict[str, Any]], observations)
+        return {key: _stack([observation[key] for observation in dicts]) for key in first}
     return _stack(observations)
 
 

@@ -27,7 +27,7 @@ def write_video(path: Path, frames: Sequence[Any], frames_per_second: int) -> No
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width, _ = frames[0].shape
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), frames_per_second, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frames_per_second, (width, height))
     if not writer.isOpened():
         raise OSError(f"could not open {path} for a video of {width}x{height}: choose a folder that can be written")
     for frame in frames:

@@ -98,6 +98,11 @@ class Environments:
             )
         return [np.asarray(frame) for frame in frames]
 
+    @property
+    def render_fps(self) -> int:
+        """Frames per second at which a video of it looks natural."""
+        return int(self._vector_env.metadata.get("render_fps", 30))
+
     def close(self) -> None:
         """Free the environments' processes and windows."""
         self._vector_env.close()

@@ -1,0 +1,1 @@
+"""Networks, and the encoders that fit them to an environment."""

@@ -5,9 +5,7 @@ from rlmods.functional.exploration import epsilon_greedy
 from rlmods.functional.schedules import linear_schedule
 
 
-@pytest.mark.parametrize(
-    ("progress", "expected"), [(0.0, 1.0), (0.05, 0.55), (0.1, 0.1), (0.5, 0.1), (1.0, 0.1)]
-)
+@pytest.mark.parametrize(("progress", "expected"), [(0.0, 1.0), (0.05, 0.55), (0.1, 0.1), (0.5, 0.1), (1.0, 0.1)])
 def test_golden_linear_schedule(progress: float, expected: float) -> None:
     """From 1 to 0.1 over the first tenth: half way through it, 1 - 0.9/2 = 0.55."""
     assert linear_schedule(progress, start=1.0, end=0.1, fraction=0.1) == pytest.approx(expected)
