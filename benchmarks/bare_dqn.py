@@ -4,14 +4,15 @@ No logging, no checkpoints, no evaluation, no seeds to restore. The replay is a 
 updates draws its indices at once; Adam is fused.
 """
 
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from turns import Turn
 
 
 class SpeedSettings(NamedTuple):
@@ -45,7 +46,7 @@ class Ring:
     def __init__(self, capacity: int, num_inputs: int) -> None:
         self.capacity = capacity
         self.inserted = 0
-        self.arrays = (
+        self.arrays: tuple[npt.NDArray[Any], ...] = (
             np.zeros((capacity, num_inputs), np.float32),  # observation
             np.zeros(capacity, np.int64),  # action
             np.zeros(capacity, np.float32),  # reward
@@ -65,7 +66,9 @@ class Ring:
     def sample(self, num_batches: int, batch_size: int) -> list[tuple[Tensor, ...]]:
         """K mini-batches, drawn at once."""
         index = torch.randint(min(self.inserted, self.capacity), (num_batches * batch_size,))
-        drawn = (tensor.index_select(0, index).unflatten(0, (num_batches, batch_size)) for tensor in self.tensors)
+        drawn = (
+            tensor.index_select(0, index).view(num_batches, batch_size, *tensor.shape[1:]) for tensor in self.tensors
+        )
         return list(zip(*(field.unbind() for field in drawn), strict=True))
 
 
@@ -82,14 +85,15 @@ class BareDQN:
         self.random = np.random.default_rng(seed)
         self.ring = Ring(settings.buffer_size, 4)
         self.q_network, self.target_network = _network(settings.hidden_sizes), _network(settings.hidden_sizes)
-        self.parameters = list(self.q_network.parameters())
-        self.target_parameters = list(self.target_network.parameters())
+        self.parameters: list[Tensor] = list(self.q_network.parameters())
+        self.target_parameters: list[Tensor] = list(self.target_network.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, fused=True)
         self.frames = 0
         self.updates = 0
         self.copy_to_target()
 
     def collect(self, until: int) -> None:
+        """Step the environments until that many frames are made; frames that only reset are not counted."""
         while self.frames < until:
             observation, valid = self.observation.copy(), self.valid
             with torch.inference_mode():
@@ -99,10 +103,11 @@ class BareDQN:
             self.observation, reward, terminated, truncated, _ = self.envs.step(action)
             rows = (observation, action, reward, self.settings.gamma * ~terminated, self.observation)
             self.valid = ~(terminated | truncated)
-            self.ring.add(*(rows if valid.all() else (field[valid] for field in rows)))
-            self.frames += np.count_nonzero(valid)
+            self.ring.add(*(rows if np.count_nonzero(valid) == len(valid) else (field[valid] for field in rows)))
+            self.frames += int(np.count_nonzero(valid))
 
     def learn(self) -> None:
+        """One block of updates."""
         settings = self.settings
         for minibatch in self.ring.sample(settings.updates_per_block, settings.batch_size):
             observation, action, reward, discount, next_observation = minibatch
@@ -120,25 +125,19 @@ class BareDQN:
 
     @torch.no_grad()
     def copy_to_target(self) -> None:
+        """All weights at once."""
         torch._foreach_copy_(self.target_parameters, self.parameters)
 
 
-def bare_frame_rate(settings: SpeedSettings, seed: int) -> float:
-    """Frames per second, from the end of the first block of updates to the end of the last."""
+def train_bare(settings: SpeedSettings, seed: int, turn: Turn) -> None:
     dqn = BareDQN(settings, seed)
-    started, frames = 0.0, 0
-    until = 0
-    while dqn.frames < settings.frames:
-        until += settings.frames_per_block
-        dqn.collect(min(until, settings.frames))
-        if dqn.frames < settings.learning_starts:
-            continue
-        dqn.learn()
-        if not started:
-            started, frames = perf_counter(), dqn.frames
-    seconds = perf_counter() - started
+    for until in range(settings.frames_per_block, settings.frames + 1, settings.frames_per_block):
+        dqn.collect(until)
+        learns = dqn.frames >= settings.learning_starts
+        if learns:
+            dqn.learn()
+        turn.end_block(dqn.frames, learned=learns)
     dqn.envs.close()
-    return (dqn.frames - frames) / seconds
 
 
 def _network(hidden_sizes: tuple[int, int]) -> nn.Sequential:

@@ -1,14 +1,14 @@
 """Training frames per second of DQN on CartPole-v1: a bare loop, rlmods and Stable-Baselines3 where it is installed.
 
-`python benchmarks/dqn_speed.py` lets the contenders take turns (A B C A B C ...), one torch thread, in one process, and
-prints for each the median, minimum and maximum of its frame rate, and of the ratio of rlmods to it within a round.
+`python benchmarks/dqn_speed.py` lets the contenders train side by side in one process with one torch thread, a block of
+256 frames each in turn, and prints for each the median, minimum and maximum over the repeats of its frame rate, and of
+the ratio of rlmods to it, in wall time and in CPU time.
 
-What is measured: from the end of the first block of updates to the end of the run, so that imports, building the
-environments, warm-up and the first allocations count for nobody. rlmods runs in Lightning's `Trainer` with TensorBoard,
-curves, the record of the run and atomic checkpoints (two files at each evaluation, the replay with them), all of which
-count; of its evaluations the time in which episodes are played does not. The others neither evaluate, log curves nor
-save. All have the same network, Huber loss, Adam, clipping and exploration, without double Q-learning, which
-Stable-Baselines3 has not.
+A clock runs from the end of the first block with updates, while its contender works. rlmods runs in Lightning's
+`Trainer` with TensorBoard, curves, the record of the run and atomic checkpoints (two files at each evaluation, the
+replay with them), all of which count; of its evaluations the time in which episodes are played does not. The others
+neither evaluate, log curves nor save. All have the same network, Huber loss, Adam, clipping and exploration, without
+double Q-learning, which Stable-Baselines3 has not.
 
     zoo     1 environment; 256 frames, then 128 updates of 64; 256x256. Stable-Baselines3's target_update_interval of 10
             frames copies the target network once between two blocks of updates: every 128 updates in the other two.
@@ -24,17 +24,18 @@ import platform
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
-from bare_dqn import SpeedSettings, bare_frame_rate
+from bare_dqn import SpeedSettings, train_bare
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from turns import FrameRate, Turn, take_turns
 
 from rlmods.algorithms import DQN
 from rlmods.callbacks import Curves, GlobalRNG, GracefulStop, RunRecord
@@ -46,7 +47,7 @@ VECTOR = SpeedSettings("vector", 8, 40_960, 256, 32, 128, (120, 84), 2.5e-4, tar
 EVAL_EVERY = 5_000  # as shipped
 LOG_EVERY_N_STEPS = 4  # as shipped
 
-FrameRate = Callable[[SpeedSettings, int], float]
+Contenders = dict[str, Callable[[SpeedSettings, int, Turn], None]]
 
 
 def main() -> None:
@@ -59,77 +60,66 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    contenders = {"bare": bare_frame_rate, "rlmods": rlmods_frame_rate}
+    contenders: Contenders = {"rlmods": train_rlmods, "bare": train_bare}
     if not arguments.without_peer and importlib.util.find_spec("stable_baselines3"):
-        contenders["Stable-Baselines3"] = stable_baselines3_frame_rate
+        contenders["Stable-Baselines3"] = train_stable_baselines3
     print(describe_machine(with_peer="Stable-Baselines3" in contenders))
     for settings in (ZOO, VECTOR):
         if arguments.settings in (settings.name, "both"):
             measure(settings._replace(frames=arguments.frames or settings.frames), contenders, arguments.repeats)
 
 
-def measure(settings: SpeedSettings, contenders: dict[str, FrameRate], repeats: int) -> None:
-    """Let the contenders take turns and print one row each."""
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
+def measure(settings: SpeedSettings, contenders: Contenders, repeats: int) -> None:
+    """Run the contenders side by side and print one row each."""
+    rates: dict[str, list[FrameRate]] = {name: [] for name in contenders}
     for seed in range(100, 100 + repeats):
-        for name, frame_rate in contenders.items():
-            rates[name].append(frame_rate(settings, seed))
+        runs = {name: partial(train, settings, seed) for name, train in contenders.items()}
+        for name, rate in take_turns(runs).items():
+            rates[name].append(rate)
     load = " ".join(f"{average:.2f}" for average in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
-    print(f"\n{settings.name}: {settings.frames:,} frames, {repeats} rounds, load average {load}")
-    print(f"{'':18s} {'frames/s':>9s}  {'(min to max)':16s} {'rlmods / it':>12s}  (min to max)")
+    print(f"\n{settings.name}: {settings.frames:,} frames, {repeats} repeats, load average {load}")
+    print(f"{'':18s}{'frames/s (min to max)':>28s}{'rlmods / it (min to max)':>28s}{'the same in CPU time':>28s}")
     for name, each in rates.items():
-        ratios = [ours / it for ours, it in zip(rates["rlmods"], each, strict=True)]
-        print(
-            f"{name:18s} {median(each):9,.0f}  {f'({min(each):,.0f} to {max(each):,.0f})':16s} "
-            f"{median(ratios):12.2f}  ({min(ratios):.2f} to {max(ratios):.2f})",
-            flush=True,
-        )
+        pairs = list(zip(rates["rlmods"], each, strict=True))
+        columns = [
+            spread([rate.wall for rate in each], ",.0f"),
+            spread([ours.wall / it.wall for ours, it in pairs], ".2f"),
+            spread([ours.cpu / it.cpu for ours, it in pairs], ".2f"),
+        ]
+        print(f"{name:18s}" + "".join(f"{column:>28s}" for column in columns), flush=True)
 
 
-class TrainingClock(Callback):
-    """Seconds and frames since the end of the first block of updates, without the time in which episodes are played."""
+def spread(numbers: list[float], form: str) -> str:
+    return f"{median(numbers):{form}} ({min(numbers):{form}} to {max(numbers):{form}})"
 
-    def __init__(self) -> None:
-        self.started: float | None = None
-        self.frames_before = 0
-        self.frames_per_second = 0.0
-        self._paused = 0.0
+
+class TakesTurns(Callback):
+    """Hands over after each iteration; the clock stands while episodes are played to evaluate."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock."""
-        if self.started is None and batch.num_updates:
-            self.started, self.frames_before = perf_counter(), batch.env_steps
+        """Hand over; evaluation and checkpoints, where they are due, begin the next turn."""
+        self.turn.end_block(batch.env_steps, learned=batch.num_updates > 0)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, *_: Any) -> None:
         """Stop the clock."""
-        self._paused = perf_counter()
+        self.turn.pause()
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_end(self, *_: Any) -> None:
         """Let it go on."""
-        if self.started is not None:
-            self.started += perf_counter() - self._paused
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read it."""
-        if self.started is not None:
-            frames = trainer.datamodule.env_steps - self.frames_before  # type: ignore[attr-defined]
-            self.frames_per_second = frames / (perf_counter() - self.started)
+        self.turn.resume()
 
 
-def rlmods_frame_rate(settings: SpeedSettings, seed: int) -> float:
+def train_rlmods(settings: SpeedSettings, seed: int, turn: Turn) -> None:
     """Ours, with what a run has when it is started from the command line, but the progress bar."""
     seed_everything(seed, verbose=False)
     data = make_data(settings)
-    clock = TrainingClock()
     with tempfile.TemporaryDirectory() as folder:
-        make_trainer(Path(folder), clock).fit(make_model(settings, data), datamodule=data)
-    return clock.frames_per_second
+        make_trainer(Path(folder), TakesTurns(turn)).fit(make_model(settings, data), datamodule=data)
 
 
 def make_data(settings: SpeedSettings) -> ReplayDataModule:
@@ -179,28 +169,26 @@ def make_trainer(folder: Path, *callbacks: Callback) -> Trainer:
     )
 
 
-def stable_baselines3_frame_rate(settings: SpeedSettings, seed: int) -> float:
+def train_stable_baselines3(settings: SpeedSettings, seed: int, turn: Turn) -> None:
     """The peer, without logger and progress bar."""
     from stable_baselines3 import DQN as PeerDQN
     from stable_baselines3.common.env_util import make_vec_env
 
-    class TimedDQN(PeerDQN):  # type: ignore[misc]
-        """Notes the end of the first block of updates."""
-
-        started: tuple[float, int] | None = None
+    class TakesTurnsDQN(PeerDQN):  # type: ignore[misc]
+        """Hands over after each block of updates, and of frames during the warm-up."""
 
         def train(self, gradient_steps: int, batch_size: int = 100) -> None:
             super().train(gradient_steps, batch_size)
-            self.started = self.started or (perf_counter(), self.num_timesteps)
+            if self.num_timesteps % settings.frames_per_block == 0:
+                turn.end_block(self.num_timesteps, learned=True)
 
-    rhythm = (
-        {"train_freq": settings.frames_per_block, "gradient_steps": settings.updates_per_block}
-        | {"target_update_interval": 10}
-        if settings.num_envs == 1
-        else {"train_freq": 1, "gradient_steps": 1}
-        | {"target_update_interval": settings.target_update_interval * settings.num_envs}
-    )
-    dqn = TimedDQN(
+    if settings.num_envs == 1:
+        rhythm = {"train_freq": settings.frames_per_block, "gradient_steps": settings.updates_per_block}
+        target_update_interval = 10
+    else:
+        rhythm = {"train_freq": 1, "gradient_steps": 1}
+        target_update_interval = settings.target_update_interval * settings.num_envs
+    TakesTurnsDQN(
         "MlpPolicy",
         make_vec_env("CartPole-v1", settings.num_envs, seed=seed),
         learning_rate=settings.learning_rate,
@@ -208,6 +196,7 @@ def stable_baselines3_frame_rate(settings: SpeedSettings, seed: int) -> float:
         learning_starts=settings.learning_starts,
         batch_size=settings.batch_size,
         gamma=settings.gamma,
+        target_update_interval=target_update_interval,
         exploration_fraction=settings.exploration_fraction,
         exploration_final_eps=settings.final_eps,
         max_grad_norm=settings.max_grad_norm,
@@ -216,8 +205,6 @@ def stable_baselines3_frame_rate(settings: SpeedSettings, seed: int) -> float:
         device="cpu",
         **rhythm,
     ).learn(settings.frames)
-    started, frames = dqn.started
-    return float((dqn.num_timesteps - frames) / (perf_counter() - started))
 
 
 def describe_machine(*, with_peer: bool) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchmetrics.aggregation import MeanMetric
 
 from rlmods.signals import curves
 from rlmods.types import ExperienceSource
@@ -16,7 +15,8 @@ from rlmods.types import ExperienceSource
 class Curves(Callback):
     """Logs, once every `trainer.log_every_n_steps` iterations, what happened since the last time.
 
-    `train/…` and `stability/…` are means over the interval of the signals that `training_step` returned;
+    `train/…` and `stability/…` are the signals that `training_step` returned: means over the interval, but the latest
+    value of counters and schedules and the maximum of `q_max`;
     `rollout/…` are means over the last 100 training episodes; `time/fps` are environment steps per second of training,
     evaluation excluded. Validation metrics get the same axis by logging a `step`.
 
@@ -25,7 +25,7 @@ class Curves(Callback):
     """
 
     def __init__(self) -> None:
-        self._interval: dict[str, list[Tensor]] = {}
+        self._interval: dict[str, dict[str, list[Tensor]]] = {}  # by signal, by tag
         self._training_seconds = 0.0
         self._started = 0.0
         self._env_steps = 0
@@ -51,14 +51,18 @@ class Curves(Callback):
         """Take in an iteration's signals; log at the end of an interval."""
         if isinstance(outputs, Mapping):
             for name, signal in outputs.items():
-                for tag, reduction in curves(name).items():
-                    self._interval.setdefault(tag, []).append(reduction(signal))
+                for tag, curve in curves(name).items():
+                    self._interval.setdefault(name, {}).setdefault(tag, []).append(curve.of_iteration(signal))
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(trainer)
 
     def _log(self, trainer: Trainer) -> None:
         source = experience_source(trainer)
-        metrics = {tag: _mean(values) for tag, values in self._interval.items()}
+        metrics = {
+            tag: float(curves(name)[tag].of_interval(torch.stack(values)))
+            for name, tags in self._interval.items()
+            for tag, values in tags.items()
+        }
         metrics |= source.rollout_statistics()
         metrics |= self._speed(source.env_steps, metrics.get("train/n_updates", self._updates))
         self._interval.clear()
@@ -84,20 +88,18 @@ class Curves(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The interval that is still open."""
-        interval = {tag: torch.stack(values) for tag, values in self._interval.items()}
+        interval = {
+            name: {tag: torch.stack(values) for tag, values in tags.items()} for name, tags in self._interval.items()
+        }
         return {"interval": interval, "updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the interval."""
-        self._interval = {tag: list(values.unbind()) for tag, values in state_dict["interval"].items()}
+        self._interval = {
+            name: {tag: list(values.unbind()) for tag, values in tags.items()}
+            for name, tags in state_dict["interval"].items()
+        }
         self._updates = state_dict["updates"]
-
-
-def _mean(values: list[Tensor]) -> float:
-    # By default torchmetrics drops a NaN, so that a broken run looks healthy, and waits for the other processes.
-    metric = MeanMetric(nan_strategy="disable", sync_on_compute=False).to(values[0].device)
-    metric.update(torch.stack(values))
-    return float(metric.compute())
 
 
 def experience_source(trainer: Trainer) -> ExperienceSource:

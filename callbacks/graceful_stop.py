@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from rlmods.callbacks.events import append_event
-from rlmods.types import ExperienceSource
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -27,12 +26,17 @@ class GracefulStop(Checkpoint):
     It is a `Checkpoint`, so that Lightning runs it after the other callbacks, whose state it saves: list it after the
     `ModelCheckpoint`, and do list one, because Lightning adds its own only where there is no other `Checkpoint`.
 
+    Where the run ends by itself before that, it ends as it would have, and `received` tells.
+
+    Attributes:
+        received: number of the signal that came, 0 where none did.
+
     Raises:
         SystemExit: with 128 plus the number of the signal, once the checkpoint is written.
     """
 
     def __init__(self) -> None:
-        self._received = 0
+        self.received = 0
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -42,7 +46,7 @@ class GracefulStop(Checkpoint):
                 self._previous[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
+        self.received = number
         signal.signal(number, signal.SIG_DFL)
 
     def on_train_batch_end(
@@ -54,15 +58,16 @@ class GracefulStop(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave after an evaluation."""
-        if not trainer.sanity_checking:
+        if not (trainer.sanity_checking or trainer.should_stop):
             self._leave_if_asked(trainer)
 
     def _leave_if_asked(self, trainer: Trainer) -> None:
-        number = _maximum_over_processes(self._received, trainer)
+        number = _maximum_over_processes(self.received, trainer)
         if number == 0:
             return
-        path = Path(str(trainer.log_dir)) / "checkpoints" / f"interrupted-{_clock(trainer)}.ckpt"
-        trainer.save_checkpoint(path)
+        # One name, so that a run that is stopped often keeps one such checkpoint and its replay, not all of them.
+        path = Path(str(trainer.log_dir)) / "checkpoints" / "interrupted.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
         name = signal.Signals(number).name
         append_event(trainer, "stop", f"{name} received, saved {path.name}", {"signal": number})
         rank_zero_info(f"{name} received: saved {path}; to go on, repeat the command with --ckpt_path last")
@@ -94,10 +99,3 @@ def _maximum_over_processes(number: int, trainer: Trainer) -> int:
     maximum = torch.tensor(number, device=trainer.strategy.root_device)
     torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
     return int(maximum)
-
-
-def _clock(trainer: Trainer) -> str:
-    source = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(source, ExperienceSource):
-        return f"env_steps={source.env_steps}"
-    return f"step={trainer.global_step}"

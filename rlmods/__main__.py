@@ -21,6 +21,9 @@ Go on with a stopped run: repeat its command with --ckpt_path last
 """
 
 
+COMMANDS = ("fit", "validate", "test", "predict", "configs")
+
+
 def main() -> None:
     """Run the command in `sys.argv`."""
     arguments = sys.argv[1:]
@@ -32,10 +35,17 @@ def main() -> None:
         from rlmods.configs import describe_configs
 
         print(describe_configs(), end="")
+    elif not any(argument in COMMANDS for argument in arguments):
+        print(f"error: got the command {arguments[0]!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
     else:
-        from rlmods.cli import run
+        try:
+            from rlmods.cli import run
 
-        run(arguments)
+            run(arguments)
+        except KeyboardInterrupt:
+            # During training a callback saves first; before that there is nothing to save.
+            raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

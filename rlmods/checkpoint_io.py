@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from rlmods.manifest import MANIFEST, PENDING, DamagedCheckpointError, Manifest, beside, newest_intact, verify
+from rlmods.manifest import (
+    MANIFEST,
+    PENDING,
+    DamagedCheckpointError,
+    Manifest,
+    beside,
+    newest_intact,
+    referenced_files,
+    verify,
+)
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.rlmods\.tmp")
 
@@ -48,7 +57,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path.parent)
             _finish_killed_save(path)
+            released = _named_files(path)
             _save(checkpoint, path)
+            _remove_unreferenced(released, path.parent)
         except OSError as error:
             raise CheckpointWriteError(_explain(error, path)) from error
 
@@ -79,11 +90,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(path, map_location=map_location, weights_only=True)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint, its manifest last: a kill in between leaves no checkpoint that looks like a copy."""
+        """Remove a checkpoint, its manifest, and the replay segments that no other checkpoint of the run names.
+
+        The manifest goes after the checkpoint: a kill in between leaves no checkpoint that looks like a copy.
+        """
         path = _local(path)
+        released = _named_files(path)
         super().remove_checkpoint(path)
         for suffix in (PENDING, MANIFEST):
             beside(path, suffix).unlink(missing_ok=True)
+        _remove_unreferenced(released, path.parent)
 
 
 class _HashingFile(io.BufferedWriter):
@@ -134,6 +150,24 @@ def _save(checkpoint: dict[str, Any], path: Path) -> None:
     _fsync_folder(path.parent)
     os.replace(pending, beside(path, MANIFEST))
     _fsync_folder(path.parent)
+
+
+def _named_files(path: Path) -> set[str]:
+    """The files that a checkpoint's manifests name, relative to the run folder."""
+    manifests = (Manifest.read(beside(path, suffix)) for suffix in (MANIFEST, PENDING))
+    return {name for manifest in manifests if manifest for name in manifest.files}
+
+
+def _remove_unreferenced(released: set[str], checkpoints: Path) -> None:
+    """Remove those of the released files that no manifest in any folder of the run names any more."""
+    if not released:
+        return
+    run = checkpoints.parent
+    folders = [folder for folder in run.iterdir() if folder.is_dir()]
+    for name in released.difference(*map(referenced_files, folders)):
+        file = (run / name).resolve()
+        if file.is_relative_to(run.resolve()):
+            file.unlink(missing_ok=True)
 
 
 def _finish_killed_save(path: Path) -> None:

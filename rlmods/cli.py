@@ -1,7 +1,11 @@
 """The command line: Lightning's own, with the parts of a reinforcement-learning run filled in."""
 
+import logging
+import shutil
 import sys
 import tempfile
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,11 +15,14 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from rlmods.algorithms.base import Algorithm
 from rlmods.callbacks import Curves, EnvStepsProgressBar, GlobalRNG, GracefulStop, RunRecord
 from rlmods.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError
 from rlmods.configs import find_config
+from rlmods.data import ReplayDataModule
 from rlmods.manifest import DamagedCheckpointError
 from rlmods.resume import RUNS, ResumePoint, RunKind, find_checkpoint
 
@@ -27,25 +34,70 @@ class ConciseParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and leave."""
-        _fail(f"{message}\nThe options are explained by: {self.prog} --help")
+        command = next((argument for argument in sys.argv if argument in SUBCOMMANDS), "COMMAND")
+        _fail(
+            f"{message}\nThe options are explained by: python -m rlmods {command} --help; those of a class by: "
+            f"python -m rlmods {command} --model.help CLASS, or --data.help CLASS"
+        )
+
+
+class Beginning(Callback):
+    """Whether the work has begun: an error before that is the user's to correct, and leaves nothing behind.
+
+    Attributes:
+        begun: whether the first epoch, evaluation or prediction has started.
+        new_folder: of the run, where there was none before.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.new_folder: Path | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training begins."""
+        self.begun = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluation begins."""
+        self.begun = True
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
+
+    @rank_zero_only
+    def undo(self) -> None:
+        """Remove the folder of a run that did not begin, and what is empty above it."""
+        if self.new_folder is None or not self.new_folder.exists():
+            return
+        shutil.rmtree(self.new_folder)
+        for folder in (self.new_folder.parent, self.new_folder.parent.parent):
+            with suppress(OSError):
+                folder.rmdir()
 
 
 class RLModsCLI(LightningCLI):
-    """LightningCLI that knows what a run needs, and refuses what cannot work before anything is written."""
+    """LightningCLI that knows what a run needs, and refuses what cannot work before anything is written.
 
-    def __init__(self, arguments: list[str]) -> None:
-        self.requested = arguments[0]
+    Args:
+        arguments: the sub-command and its options.
+        beginning: told when the work begins.
+    """
+
+    def __init__(self, arguments: list[str], beginning: Beginning | None = None) -> None:
+        self.requested = next(argument for argument in arguments if argument in SUBCOMMANDS)
+        self.beginning = beginning or Beginning()
         self.resume_point: ResumePoint | None = None
         super().__init__(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"max_epochs": 1, "num_sanity_val_steps": 0},
             parser_class=ConciseParser,
-            parser_kwargs={"prog": "python -m rlmods"},
+            parser_kwargs={"prog": "python -m rlmods", "allow_abbrev": False},
             args=arguments,
         )
 
@@ -57,10 +109,15 @@ class RLModsCLI(LightningCLI):
         """Link what data and model share, and add our own options."""
         parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
         parser.add_argument(
-            "--torch_threads", type=int, default=1, help="Threads of torch on the CPU; small networks are slower with more."
+            "--torch_threads",
+            type=int,
+            default=1,
+            help="Threads of torch on the CPU; small networks are slower with more.",
         )
         if self.requested == "test":
-            parser.add_argument("--video", type=str | None, default=None, help="Folder for a video of the first episode.")
+            parser.add_argument(
+                "--video", type=str | None, default=None, help="Folder for a video of the first episode."
+            )
         if self.requested == "predict":
             parser.add_argument(
                 "--observations",
@@ -87,7 +144,7 @@ class RLModsCLI(LightningCLI):
             _check_writable(root)
         ckpt_path = self._get(self.config, "ckpt_path")
         if ckpt_path is not None:
-            self.resume_point = find_checkpoint(ckpt_path, root, self._run_kind())
+            self.resume_point = find_checkpoint(ckpt_path, root, self._run_kind(), exact=self.requested == "fit")
             for path, reason in self.resume_point.refused.items():
                 rank_zero_warn(f"refused {path}: {reason}")
             rank_zero_info(f"checkpoint: {self.resume_point.checkpoint}")
@@ -102,9 +159,23 @@ class RLModsCLI(LightningCLI):
         )
 
     def after_instantiate_classes(self) -> None:
-        """Let the model look at the checkpoint before Lightning makes a folder."""
-        if self.resume_point is not None:
-            self.model.on_load_checkpoint(AtomicCheckpointIO().load_checkpoint(self.resume_point.checkpoint))
+        """Look at the checkpoint before Lightning makes a folder."""
+        if self.resume_point is None:
+            if self.requested != "fit":
+                rank_zero_warn(f"{self.requested} without --ckpt_path: the agent is untrained")
+            return
+        checkpoint = AtomicCheckpointIO().load_checkpoint(self.resume_point.checkpoint)
+        if isinstance(self.model, Algorithm):
+            self.model.check_checkpoint(checkpoint)
+            _check_weights(checkpoint["state_dict"], self.model)
+        state = checkpoint.get(type(self.datamodule).__qualname__)
+        if self.requested == "fit" and isinstance(self.datamodule, ReplayDataModule):
+            if not state:
+                raise ValueError(
+                    f"got {self.resume_point.checkpoint}, which holds no state of a {type(self.datamodule).__name__}, "
+                    "expected one that fit has written: type --ckpt_path last"
+                )
+            self.datamodule.check_checkpoint(state, self.trainer.num_devices * self.trainer.num_nodes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks, the logger and the checkpoint plugin of a run, where the configuration names no others."""
@@ -112,7 +183,7 @@ class RLModsCLI(LightningCLI):
         is_run = self.requested == "fit" and not trainer.fast_dev_run
         if not is_run:
             self.save_config_callback = None
-        self.trainer_defaults["callbacks"] = self._run_callbacks(trainer) if is_run else []
+        self.trainer_defaults["callbacks"] = [*(self._run_callbacks(trainer) if is_run else []), self.beginning]
         plugins = trainer.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         if trainer.logger in (None, True):
@@ -134,9 +205,17 @@ class RLModsCLI(LightningCLI):
         """A new run folder, or the folder of the run that goes on, its curves cut after the checkpoint."""
         point = self.resume_point
         if point is None or point.version is None or point.manifest is None or point.manifest.env_steps is None:
-            return TensorBoardLogger(root, name=RUNS, default_hp_metric=False)
+            logger = TensorBoardLogger(root, name=RUNS, default_hp_metric=False)
+            self.beginning.new_folder = Path(logger.log_dir)
+            return logger
         purge_step = point.manifest.env_steps + 1
         return TensorBoardLogger(root, name=RUNS, version=point.version, default_hp_metric=False, purge_step=purge_step)
+
+    def after_fit(self) -> None:
+        """Leave as a signal asked for, also where the run had come to its end by then."""
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, GracefulStop) and callback.received:
+                raise SystemExit(128 + callback.received)
 
     def before_test(self) -> None:
         """Hand over the folder for the video."""
@@ -157,27 +236,41 @@ class RLModsCLI(LightningCLI):
         arrays = {"action": prediction} if isinstance(prediction, torch.Tensor) else dict(prediction)
         output.parent.mkdir(parents=True, exist_ok=True)
         np.savez(output, **{name: array.cpu().numpy() for name, array in arrays.items()})
-        rank_zero_info(f"wrote {', '.join(f'{name} {tuple(array.shape)}' for name, array in arrays.items())} to {output}")
+        rank_zero_info(
+            f"wrote {', '.join(f'{name} {tuple(array.shape)}' for name, array in arrays.items())} to {output}"
+        )
 
 
 def _checkpoints() -> list[Callback]:
-    """The newest three, so that a damaged one has a predecessor, and the one that evaluated best."""
+    """The one that evaluated best, and the newest three, so that a damaged one has a predecessor."""
+    # The newest last: each saves the state of those before it, so that a resume knows the best.
     return [
-        ModelCheckpoint(monitor="step", mode="max", save_top_k=3, filename="{step}"),
         ModelCheckpoint(monitor="eval/mean_reward", mode="max", filename="best-{step}"),
+        ModelCheckpoint(monitor="step", mode="max", save_top_k=3, filename="{step}"),
     ]
+
+
+def _check_weights(saved: dict[str, torch.Tensor], model: LightningModule) -> None:
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    got = {name: list(tensor.shape) for name, tensor in saved.items()}
+    for name in expected | got:
+        if got.get(name) != expected.get(name):
+            raise ValueError(
+                f"got a checkpoint whose {name} is {got.get(name, 'missing')}, expected {expected.get(name, 'none')}: "
+                "type --config with the config.yaml of the run that wrote it"
+            )
 
 
 def _refuse_unsupported(trainer: Any) -> None:
     if trainer.gradient_clip_val is not None:
         raise ValueError(
-            f"got trainer.gradient_clip_val = {trainer.gradient_clip_val}, expected the model's own option, because the "
-            f"model makes its updates itself: type --model.init_args.max_grad_norm {trainer.gradient_clip_val}"
+            f"got trainer.gradient_clip_val = {trainer.gradient_clip_val}, expected the model's own option, because "
+            f"the model makes its updates itself: type --model.init_args.max_grad_norm {trainer.gradient_clip_val}"
         )
     if str(trainer.precision).startswith("16"):
         raise ValueError(
-            f"got trainer.precision = {trainer.precision}, expected 32-true or bf16-mixed: raw optimiser steps would pass "
-            "by the loss scaler of 16-bit training; type --trainer.precision bf16-mixed"
+            f"got trainer.precision = {trainer.precision}, expected 32-true or bf16-mixed: raw optimiser steps would "
+            "pass by the loss scaler of 16-bit training; type --trainer.precision bf16-mixed"
         )
 
 
@@ -198,7 +291,9 @@ def _read_observations(file: Path) -> torch.Tensor | dict[str, torch.Tensor]:
     try:
         loaded = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"got --observations {file}, expected a .npy or .npz file of arrays [B, ...]: {error}") from error
+        raise ValueError(
+            f"got --observations {file}, expected a .npy or .npz file of arrays [B, ...]: {error}"
+        ) from error
     if isinstance(loaded, np.ndarray):
         return torch.from_numpy(loaded)
     return {name: torch.from_numpy(loaded[name]) for name in loaded.files}
@@ -209,13 +304,41 @@ def run(arguments: list[str]) -> None:
 
     Args:
         arguments: the sub-command and its options.
+
+    Raises:
+        SystemExit: 2 where the user has to correct something, 1 where a checkpoint could not be written.
     """
-    if arguments[0] not in SUBCOMMANDS:
-        _fail(f"got the command {arguments[0]!r}, expected one of {', '.join(SUBCOMMANDS)}, configs")
+    beginning = Beginning()
+    _silence_noise()
     try:
-        RLModsCLI(_with_config_files(arguments))
-    except (ValueError, FileNotFoundError, DamagedCheckpointError, CheckpointWriteError) as error:
-        _fail(str(error))
+        RLModsCLI(_with_config_files(arguments), beginning)
+    except CheckpointWriteError as error:
+        _fail(str(error), code=1)
+    except (ValueError, TypeError, OSError, ImportError, MisconfigurationException, DamagedCheckpointError) as error:
+        if beginning.begun:
+            raise
+        beginning.undo()
+        _fail(_sentence(error))
+
+
+def _silence_noise() -> None:
+    """Keep back what Lightning says in every run and no user of rlmods can act upon."""
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    # A resumed run goes on in its own folder.
+    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()
+
+
+def _sentence(error: BaseException) -> str:
+    """What was wrong; jsonargparse buries what a constructor raises among the other types that it tried."""
+    while "of the Union subtypes" in str(error) and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
 
 
 def _with_config_files(arguments: list[str]) -> list[str]:
@@ -232,6 +355,6 @@ def _with_config_files(arguments: list[str]) -> list[str]:
     return resolved
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

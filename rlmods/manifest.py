@@ -215,4 +215,14 @@ def _check(fields: dict[str, Any]) -> str:
 def _own_section(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What a data module of ours put into its state for the manifest; Lightning files it under the module's name."""
     states = (state for state in checkpoint.values() if isinstance(state, dict))
-    return next((state["manifest"] for state in states if isinstance(state.get("manifest"), dict)), {})
+    sections = (state.get("manifest") for state in states)
+    return next((section for section in sections if _is_own(section)), {})
+
+
+def _is_own(section: Any) -> bool:
+    """Whether this is ours; another package's state may have a `manifest` too."""
+    return (
+        isinstance(section, dict)
+        and section.keys() == {"env_steps", "model", "data", "env_id", "files"}
+        and isinstance(section["files"], dict)
+    )

@@ -25,13 +25,14 @@ class ResumePoint(NamedTuple):
     refused: dict[Path, str]  # damaged checkpoints that were passed over → reason
 
 
-def find_checkpoint(ckpt_path: str, root: Path, kind: RunKind) -> ResumePoint:
+def find_checkpoint(ckpt_path: str, root: Path, kind: RunKind, *, exact: bool) -> ResumePoint:
     """Resolve `last` or the path of a file.
 
     Args:
         ckpt_path: `last`: the newest intact checkpoint of the newest run of this kind; else a file.
         root: `trainer.default_root_dir`.
         kind: of the run that is to go on.
+        exact: whether training goes on, which needs the run's replay too.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -39,14 +40,16 @@ def find_checkpoint(ckpt_path: str, root: Path, kind: RunKind) -> ResumePoint:
         ValueError: where the file is of another algorithm, data module or environment.
     """
     if ckpt_path == "last":
-        return _find_last(root, kind)
+        return _find_last(root, kind, exact=exact)
     path = Path(ckpt_path)
     if not path.is_file():
-        raise FileNotFoundError(f"got --ckpt_path {path}, expected a checkpoint file: type --ckpt_path last, or its path")
+        raise FileNotFoundError(
+            f"got --ckpt_path {path}, expected a checkpoint file: type --ckpt_path last, or its path"
+        )
     try:
         manifest = verify(path)
     except DamagedCheckpointError as damage:
-        found = newest_intact(path.parent, check_files_in=path.resolve().parent.parent).found
+        found = newest_intact(path.parent, check_files_in=path.resolve().parent.parent if exact else None).found
         advice = f"type --ckpt_path {found[0]}, the newest intact one" if found else "there is no intact one beside it"
         raise DamagedCheckpointError(path, damage.reason, advice) from None
     if manifest is not None:
@@ -54,13 +57,13 @@ def find_checkpoint(ckpt_path: str, root: Path, kind: RunKind) -> ResumePoint:
     return ResumePoint(path, manifest, _version(path, root), {})
 
 
-def _find_last(root: Path, kind: RunKind) -> ResumePoint:
+def _find_last(root: Path, kind: RunKind, *, exact: bool) -> ResumePoint:
     refused: dict[Path, str] = {}
     for run in _runs_newest_first(root):
         manifests = [Manifest.read(file) for file in (run / "checkpoints").glob("*.manifest.json*")]
         if not any(manifest is not None and _kind(manifest) == kind for manifest in manifests):
             continue
-        search = newest_intact(run / "checkpoints", check_files_in=run)
+        search = newest_intact(run / "checkpoints", check_files_in=run if exact else None)
         refused |= search.refused
         if search.found is None:
             break
@@ -80,7 +83,10 @@ def _runs_newest_first(root: Path) -> list[Path]:
 
 def _version(checkpoint: Path, root: Path) -> int | None:
     run = checkpoint.resolve().parent.parent
-    return next((int(folder.name.removeprefix("version_")) for folder in _runs_newest_first(root) if folder.resolve() == run), None)
+    return next(
+        (int(folder.name.removeprefix("version_")) for folder in _runs_newest_first(root) if folder.resolve() == run),
+        None,
+    )
 
 
 def _kind(manifest: Manifest) -> tuple[str | None, str | None, str | None]:

@@ -11,18 +11,31 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics.aggregation import MeanMetric
 
 
-def _mean(signal: Tensor) -> Tensor:
-    return signal.float().mean()
+class Curve(NamedTuple):
+    """How a signal becomes one point of a curve: one number an iteration, then one for the interval between two logs."""
+
+    of_iteration: Callable[[Tensor], Tensor]  # any shape → scalar
+    of_interval: Callable[[Tensor], Tensor]  # [iterations] → scalar
 
 
-def _absolute_mean(signal: Tensor) -> Tensor:
-    return signal.float().abs().mean()
+def _mean(values: Tensor) -> Tensor:
+    # By default torchmetrics drops a NaN, so that a broken run looks healthy, and waits for the other processes.
+    metric = MeanMetric(nan_strategy="disable", sync_on_compute=False).to(values.device)
+    metric.update(values)
+    return torch.as_tensor(metric.compute())
 
 
-def _maximum(signal: Tensor) -> Tensor:
-    return signal.float().amax()
+def _last(values: Tensor) -> Tensor:
+    return values[-1]
+
+
+_MEAN = Curve(lambda signal: signal.float().mean(), _mean)
+_ABSOLUTE_MEAN = Curve(lambda signal: signal.float().abs().mean(), _mean)
+_MAXIMUM = Curve(lambda signal: signal.float().amax(), torch.amax)
+_STATE = Curve(lambda signal: signal.float().mean(), _last)
 
 
 class Signal(NamedTuple):
@@ -32,24 +45,24 @@ class Signal(NamedTuple):
     unit: str
     low: float
     high: float
-    curves: Mapping[str, Callable[[Tensor], Tensor]]  # TensorBoard tag → reduction of one iteration
+    curves: Mapping[str, Curve]  # by TensorBoard tag
 
 
 SIGNALS: dict[str, Signal] = {
-    "loss": Signal("[K]", "loss", -math.inf, math.inf, {"train/loss": _mean}),
-    "q_value": Signal("[K, B]", "return", -math.inf, math.inf, {"train/q_mean": _mean, "stability/q_max": _maximum}),
-    "td_target": Signal("[K, B]", "return", -math.inf, math.inf, {"train/td_target": _mean}),
-    "td_error": Signal("[K, B]", "return", -math.inf, math.inf, {"train/td_error_abs": _absolute_mean}),
+    "loss": Signal("[K]", "loss", -math.inf, math.inf, {"train/loss": _MEAN}),
+    "q_value": Signal("[K, B]", "return", -math.inf, math.inf, {"train/q_mean": _MEAN, "stability/q_max": _MAXIMUM}),
+    "td_target": Signal("[K, B]", "return", -math.inf, math.inf, {"train/td_target": _MEAN}),
+    "td_error": Signal("[K, B]", "return", -math.inf, math.inf, {"train/td_error_abs": _ABSOLUTE_MEAN}),
     "importance_weight": Signal("[K, B]", "1", 0.0, 1.0, {}),
-    "grad_norm": Signal("[K]", "L2 norm before the clip", 0.0, math.inf, {"stability/grad_norm": _mean}),
-    "learning_rate": Signal("[]", "1", 0.0, math.inf, {"train/learning_rate": _mean}),
-    "exploration_rate": Signal("[]", "probability", 0.0, 1.0, {"rollout/exploration_rate": _mean}),
-    "update_steps": Signal("[]", "updates", 0.0, math.inf, {"train/n_updates": _maximum}),
+    "grad_norm": Signal("[K]", "L2 norm before the clip", 0.0, math.inf, {"stability/grad_norm": _MEAN}),
+    "learning_rate": Signal("[]", "1", 0.0, math.inf, {"train/learning_rate": _STATE}),
+    "exploration_rate": Signal("[]", "probability", 0.0, 1.0, {"rollout/exploration_rate": _STATE}),
+    "update_steps": Signal("[]", "updates", 0.0, math.inf, {"train/n_updates": _STATE}),
 }
 
 
-def curves(name: str) -> Mapping[str, Callable[[Tensor], Tensor]]:
-    """Tags and reductions of a signal, empty for a name outside the vocabulary.
+def curves(name: str) -> Mapping[str, Curve]:
+    """The curves of a signal by tag, empty for a name outside the vocabulary.
 
     A signal that exists once for each optimiser carries its name after a slash, and so do its curves:
     `grad_norm/q` is drawn as `stability/grad_norm/q`.
@@ -57,7 +70,7 @@ def curves(name: str) -> Mapping[str, Callable[[Tensor], Tensor]]:
     family, slash, group = name.partition("/")
     if family not in SIGNALS:
         return {}
-    return {f"{tag}{slash}{group}": reduction for tag, reduction in SIGNALS[family].curves.items()}
+    return {f"{tag}{slash}{group}": curve for tag, curve in SIGNALS[family].curves.items()}
 
 
 def stack_signals(updates: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,7 +1,25 @@
+import fcntl
+import os
+
+import pytest
 import torch
 from hypothesis import settings
+from installed_wheel import Installed, find_installed, install_wheel
 
 # The machine may be busy with other things: a deadline would time it, not the code.
 settings.register_profile("rlmods", deadline=None)
 settings.load_profile("rlmods")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel in an environment of its own, made once for all the processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "installed_wheel"
+    with (folder.parent / "installed_wheel.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.mkdir()
+            install_wheel(folder)
+    return find_installed(folder)

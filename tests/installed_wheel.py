@@ -43,19 +43,24 @@ def install_wheel(folder: Path) -> Installed:
     _run([*build, "--outdir", str(folder / "direct"), "--wheel", str(sources)])
     shutil.rmtree(sources / "build")
     _run([*build, "--outdir", str(folder / "dist"), str(sources)])  # the sdist, and the wheel from it
-    (wheel_of_sdist,) = (folder / "dist").glob("*.whl")
+    (wheel,) = (folder / "dist").glob("*.whl")
 
     environment = folder / "venv"
     _run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
     python = environment / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-    _run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel_of_sdist)])
+    _run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)])
     (packages,) = (environment / "lib").glob("python*/site-packages")
     (packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in site.getsitepackages()))
+    return find_installed(folder)
+
+
+def find_installed(folder: Path) -> Installed:
+    """What `install_wheel` left in a folder."""
     return Installed(
-        python=python,
+        python=folder / "venv" / "bin" / "python",
         wheel=next((folder / "direct").glob("*.whl")),
-        wheel_of_sdist=wheel_of_sdist,
+        wheel_of_sdist=next((folder / "dist").glob("*.whl")),
         sdist=next((folder / "dist").glob("*.tar.gz")),
     )
 
@@ -67,6 +72,7 @@ def run_installed(installed: Installed, arguments: list[str], folder: Path) -> s
         RuntimeError: with the output, where it fails.
     """
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["OMP_NUM_THREADS"] = "1"  # several threads fight for the cores with the other tests
     return _run([str(installed.python), *arguments], folder=folder, environment=environment)
 
 
@@ -124,7 +130,9 @@ def smoke_test(installed: Installed, folder: Path) -> None:
     test = "-m rlmods test --config dqn_cartpole --ckpt_path last --data.init_args.eval_episodes 2".split()
     if "test/mean_reward" not in run_installed(installed, test, folder):
         raise RuntimeError("python -m rlmods test did not print test/mean_reward")
-    print(f"{installed.wheel_of_sdist.name}: {len(modules)} modules imported, two iterations trained, one checkpoint tested")
+    print(
+        f"{installed.wheel_of_sdist.name}: {len(modules)} modules imported, two iterations trained, one checkpoint tested"
+    )
 
 
 if __name__ == "__main__":

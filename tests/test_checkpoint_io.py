@@ -35,7 +35,13 @@ def checkpoint(counter: int, thousands: int = 1, files: dict[str, str] | None = 
         "global_step": counter,
         "weights": [torch.full((1000,), float(counter)) for _ in range(thousands)],
         "AnyDataModule": {
-            "manifest": {"env_steps": 4 * counter, "files": files or {}, "model": "DQN", "env_id": "CartPole-v1"}
+            "manifest": {
+                "env_steps": 4 * counter,
+                "files": files or {},
+                "model": "DQN",
+                "data": None,
+                "env_id": "CartPole-v1",
+            }
         },
     }
 
@@ -392,7 +398,8 @@ def test_kill_at_random_moments(folder: Path) -> None:
 
 class Counting(BoringModel):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["AnyDataModule"] = {"manifest": {"env_steps": self.trainer.global_step * 2}}
+        own = {"env_steps": self.trainer.global_step * 2, "model": None, "data": None, "env_id": None, "files": {}}
+        checkpoint["AnyDataModule"] = {"manifest": own}
 
 
 def fit(folder: Path, max_steps: int, ckpt_path: Path | None = None) -> Trainer:

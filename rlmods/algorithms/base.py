@@ -156,7 +156,12 @@ class Algorithm(LightningModule):
         checkpoint["algorithm"] = {"name": type(self).__name__, "update_steps": self.update_steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the clock.
+        """Restore the clock."""
+        self.check_checkpoint(checkpoint)
+        self.update_steps = checkpoint["algorithm"]["update_steps"]
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Whether a checkpoint is of this algorithm and of an environment like this one.
 
         Raises:
             ValueError: where the checkpoint is of another algorithm or of another environment's shapes.
@@ -174,7 +179,6 @@ class Algorithm(LightningModule):
                     f"got a checkpoint of {spec['env_id']} with {part} {spec[part]}, expected {part} {self.spec[part]} "
                     f"of {self.spec['env_id']}: type the --config that the checkpoint was trained with"
                 )
-        self.update_steps = saved["update_steps"]
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -175,12 +175,12 @@ class _EpisodeWindow:
         self.metric = CatMetric(nan_strategy="disable", sync_on_compute=False)
 
     def append(self, values: Any) -> None:
-        self.metric.update(torch.from_numpy(values).double())
+        self.metric.update(torch.from_numpy(values))
 
     def values(self) -> Tensor:
-        """`[E]` float64, at most the last 100; also forgets the older ones."""
+        """`[E]` float32, at most the last 100; also forgets the older ones."""
         if self.metric.update_count == 0:
-            return torch.zeros(0, dtype=torch.float64)
+            return torch.zeros(0)
         window = torch.as_tensor(self.metric.compute()).reshape(-1)[-EPISODE_WINDOW:].clone()
         self.restore(window)
         return window

@@ -171,6 +171,9 @@ class ReplayDataModule(LightningDataModule):
 
     def train_dataloader(self) -> "Loader":
         """One batch an iteration."""
+        if self.iterations < self.num_iterations:
+            # Lightning restores from the end of a run that it is over, also where the budget has grown since.
+            self._attached_trainer().fit_loop.epoch_loop.batch_progress.is_last_batch = False
         return Loader(self.num_iterations, self._remaining_iterations)
 
     def val_dataloader(self) -> "Loader":
@@ -268,7 +271,7 @@ class ReplayDataModule(LightningDataModule):
         trainer = self._attached_trainer()
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        self._check_same_run(state_dict, trainer)
+        self.check_checkpoint(state_dict, trainer.world_size)
         collector, replay, _ = self._fitting()
         self.iterations = state_dict["iterations"]
         self.seed = state_dict["seed"]
@@ -283,7 +286,12 @@ class ReplayDataModule(LightningDataModule):
             )
             replay.extend(truncated)
 
-    def _check_same_run(self, state: dict[str, Any], trainer: Trainer) -> None:
+    def check_checkpoint(self, state: dict[str, Any], num_processes: int) -> None:
+        """Whether training can go on from a `state_dict` with the settings of this data module.
+
+        Raises:
+            ValueError: where it cannot, with what to type.
+        """
         for part in ("observation", "action"):
             if state["spec"][part] != self.spec[part]:
                 raise ValueError(
@@ -297,10 +305,15 @@ class ReplayDataModule(LightningDataModule):
                     f"got {name} = {now}, but the checkpoint was written with {name} = {before}, which a resume cannot "
                     f"change: type --data.init_args.{name} {before}, or start a new run without --ckpt_path"
                 )
-        if len(state["processes"]) != trainer.world_size:
+        if len(state["processes"]) != num_processes:
             raise ValueError(
-                f"got {trainer.world_size} processes, but the checkpoint was written by {len(state['processes'])}: "
+                f"got {num_processes} processes, but the checkpoint was written by {len(state['processes'])}: "
                 f"type --trainer.devices {len(state['processes'])}"
+            )
+        if state["env_steps"] >= self.total_env_steps:
+            raise ValueError(
+                f"got a checkpoint at environment step {state['env_steps']} of {self.total_env_steps}: the budget is "
+                "spent; type --data.init_args.total_env_steps N with a larger N to go on, or test instead of fit"
             )
 
     def _settings(self) -> dict[str, Any]:

@@ -54,7 +54,14 @@ class ReplaySegments:
                 "the checkpoint that it was set back to before append()"
             )
         oldest = buffer.inserted - len(buffer)
-        self._segments = [segment for segment in self._segments if segment.last > oldest]
+        # A segment is gone where the only checkpoint that named it was removed.
+        self._segments = [
+            segment
+            if (self.folder / segment.name).exists()
+            else self._write(buffer, max(segment.first, oldest), segment.last)
+            for segment in self._segments
+            if segment.last > oldest
+        ]
         step = max(1, self._max_bytes // buffer.row_bytes)
         for first in range(max(written, oldest), buffer.inserted, step):
             self._segments.append(self._write(buffer, first, min(first + step, buffer.inserted)))

@@ -56,7 +56,7 @@ class FlatEncoder(Encoder):
 
     def forward(self, array: Tensor) -> Tensor:
         """Features of an array `[B, *shape]`."""
-        return array.flatten(1).float()
+        return array.reshape(array.shape[0], self.num_features).float()
 
 
 class DictEncoder(Encoder):

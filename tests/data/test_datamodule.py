@@ -125,7 +125,7 @@ def test_a_module_that_cannot_act_is_refused(tmp_path: Path) -> None:
 
 
 def test_td_errors_come_back_as_priorities(tmp_path: Path) -> None:
-    data = make_data(prioritized_replay=True, prioritized_replay_alpha=1.0, prioritized_replay_eps=0.0)
+    data = make_data(prioritized_replay=True, prioritized_replay_alpha=1.0)
     model = Spy(data.spec)
     fit(tmp_path, data, model)
     assert isinstance(data.replay, PrioritizedReplayBuffer)

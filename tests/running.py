@@ -1,0 +1,142 @@
+"""Small runs on the real command line, and what distinguishes two of them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlmods.data.replay import ReplayBuffer
+from rlmods.data.segments import ReplaySegments
+from rlmods.manifest import newest_intact
+
+SMALL = """\
+trainer: {accelerator: cpu, log_every_n_steps: 3, enable_progress_bar: false, enable_model_summary: false}
+model:
+  class_path: rlmods.algorithms.DQN
+  init_args: {hidden_sizes: [16], target_update_interval: 7, exploration_fraction: 0.5}
+data:
+  class_path: rlmods.data.ReplayDataModule
+  init_args:
+    env_id: CartPole-v1
+    total_env_steps: 600
+    learning_starts: 60
+    steps_per_iteration: 20
+    updates_per_iteration: 4
+    batch_size: 8
+    buffer_size: 300
+    eval_episodes: 2
+    eval_every: 140
+"""
+
+EVERYTHING_ON = """\
+model: {init_args: {dueling: true, tau: 0.01, target_update_interval: 1}}
+data:
+  init_args:
+    {num_envs: 8, steps_per_iteration: 24, n_steps: 3, prioritized_replay: true, vectorization: native}
+"""
+
+# Loaded by the command line from PYTHONPATH, as a stranger's module would be.
+KILLER = """
+import os
+from lightning.pytorch import Callback
+
+class Kill(Callback):
+    def __init__(self, iteration: int, signal: int = 9) -> None:
+        self.iteration = iteration
+        self.signal = signal
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.iteration:
+            os.kill(os.getpid(), self.signal)
+"""
+
+
+def kill_at(iteration: int, signal: int) -> list[str]:
+    """Options that add the callback above; its module must be importable."""
+    callbacks = "--trainer.callbacks"
+    return [f"{callbacks}+=killer.Kill", f"{callbacks}.iteration={iteration}", f"{callbacks}.signal={int(signal)}"]
+
+
+def start(*arguments: object, modules: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m rlmods` with these arguments."""
+    environment = os.environ | ({"PYTHONPATH": str(modules)} if modules else {})
+    command = [sys.executable, "-m", "rlmods", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=170, check=False, env=environment, **options
+    )
+
+
+def newest_run(root: Path) -> Path:
+    return max((root / "lightning_logs").iterdir(), key=lambda run: int(run.name.removeprefix("version_")))
+
+
+def newest_checkpoint(run: Path) -> dict[str, Any]:
+    search = newest_intact(run / "checkpoints", check_files_in=run)
+    assert search.found is not None, search.refused
+    checkpoint: dict[str, Any] = torch.load(search.found[0], weights_only=True)
+    return checkpoint
+
+
+def replay_of(run: Path) -> ReplayBuffer:
+    state = newest_checkpoint(run)["ReplayDataModule"]
+    process = state["processes"][0]
+    buffer = ReplayBuffer(state["spec"], process["replay"]["capacity"], seed=0)
+    buffer.load_state_dict(process["replay"])
+    files = {Path(name).name: sha256 for name, sha256 in process["files"].items()}
+    ReplaySegments(run / "replay/rank0").load(buffer, files)
+    return buffer
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """What differs between the ends of two runs: state, replay, curves."""
+    states = dict(_leaves(newest_checkpoint(run))), dict(_leaves(newest_checkpoint(other)))
+    buffers = replay_of(run), replay_of(other)
+    rows = tuple(buffer.rows(buffer.inserted - len(buffer), buffer.inserted)._asdict() for buffer in buffers)
+    found = [f"state{name}" for name in _differing(*states) if not _may_differ(name)]
+    found += [f"replay{name}" for name in _differing(*(dict(_leaves(row)) for row in rows))]
+    timed = {"time/fps", "time/updates_per_s"}
+    drawn = curves(run), curves(other)
+    found += [f"curve {tag}" for tag in drawn[0].keys() | drawn[1].keys() if tag not in timed and _differ(tag, drawn)]
+    return found
+
+
+def _differ(key: str, pair: tuple[dict[str, Any], dict[str, Any]]) -> bool:
+    return bool(pair[0].get(key) != pair[1].get(key))
+
+
+def _may_differ(name: str) -> bool:
+    """Paths and the cut of the replay into files tell how often a run was stopped; nobody draws from the spaces."""
+    return any(part in name for part in ("ModelCheckpoint", "files", "action_space", "observation_space"))
+
+
+def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    names = sorted(first.keys() | second.keys())
+    return [name for name in names if not _same(first.get(name), second.get(name))]
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    return type(first) is type(second) and bool(first == second)
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            yield from _leaves(item, f"{name}.{position}")
+    else:
+        yield name, value

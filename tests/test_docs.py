@@ -1,0 +1,110 @@
+"""The documentation says what is true: its Python runs with the installed wheel, its commands parse, its links lead on."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from installed_wheel import REPOSITORY, Installed, run_installed
+
+from rlmods.cli import run
+from rlmods.configs import shipped_configs
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+README = REPOSITORY / "README.md"
+CALLBACKS = REPOSITORY / "docs" / "callbacks.md"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def run_block(block: str, installed: Installed, folder: Path) -> str:
+    script = folder / "example.py"
+    script.write_text(block)
+    return run_installed(installed, [str(script)], folder)
+
+
+def test_a_strangers_callback_runs(installed_wheel: Installed, tmp_path: Path) -> None:
+    block = blocks(CALLBACKS, "python")[0]
+    assert len([line for line in block.splitlines() if line]) < 30
+    output = run_block(block, installed_wheel, tmp_path)
+    left_out = re.search(r"^(\d+) updates were left out$", output, flags=re.MULTILINE)
+    assert left_out is not None, output
+    assert int(left_out[1]) > 0
+    assert int(left_out[1]) % 128 == 0
+
+
+def test_a_strangers_module_runs(installed_wheel: Installed, tmp_path: Path) -> None:
+    block = blocks(CALLBACKS, "python")[1]
+    assert len([line for line in block.splitlines() if line]) < 30
+    block += (
+        "\nprint(int(data.trainer.callback_metrics['step']), 'environment steps,', data.trainer.global_step, 'updates')"
+    )
+    assert "1000 environment steps, 512 updates" in run_block(block, installed_wheel, tmp_path)
+
+
+def test_the_readmes_python_runs(installed_wheel: Installed, tmp_path: Path) -> None:
+    (block,) = blocks(README, "python")
+    last_evaluation = run_block(block, installed_wheel, tmp_path).splitlines()[-1]
+    assert 0.0 < float(last_evaluation) <= 500.0
+    assert list(tmp_path.glob("lightning_logs/version_0/events.out.*"))
+
+
+def test_every_python_block_is_run_above() -> None:
+    assert {page.name: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")} == {
+        "README.md": 1,
+        "callbacks.md": 2,
+    }
+
+
+def test_the_commands_of_the_documentation_parse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (mine,) = blocks(README, "yaml")
+    Path("mine.yaml").write_text(mine)
+    given = {shlex.join(words): words[3:] for page in PAGES for words in commands(page) if words[0] == "python"}
+    assert len(given) > 8
+    for line, arguments in given.items():
+        assert line.startswith("python -m rlmods ")
+        if arguments == ["configs"] or "--help" in arguments:
+            continue
+        with pytest.raises(SystemExit) as end:
+            run([*arguments, *([] if "--print_config" in arguments else ["--print_config"])])
+        assert end.value.code in (None, 0), f"{line}: {capsys.readouterr().err}"
+    assert "prioritized_replay: true" in capsys.readouterr().out
+
+
+def test_the_make_targets_of_the_documentation_exist() -> None:
+    targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+    given = {words[1] for page in PAGES for words in commands(page) if words[0] == "make"}
+    assert {"fit", "test"} <= given <= set(targets)
+
+
+def test_the_first_commands_of_the_readme_are_make_fit_and_make_test() -> None:
+    assert commands(README)[:2] == [["make", "fit"], ["make", "test"]]
+
+
+def test_the_links_of_the_documentation_lead_to_files() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_documentation_of_dqn_names_every_curve_of_the_vocabulary() -> None:
+    from rlmods.signals import SIGNALS
+
+    text = (REPOSITORY / "docs" / "dqn.md").read_text()
+    tags = [tag for signal in SIGNALS.values() for tag in signal.curves]
+    assert [tag for tag in tags if f"`{tag}" not in text] == []
+
+
+def test_the_shipped_configurations_are_described() -> None:
+    for name, file in shipped_configs().items():
+        assert re.match(r"# \S.{10,}", file.read_text()), f"{name}: the first line says in a comment what it is"
