@@ -51,6 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "rlmods needs Python 3.11 or newer; type: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@if [ -e $(BEGUN) ]; then echo "the last installation was interrupted: starting again"; rm -rf $(VENV); fi
 	@mkdir -p $(VENV) && touch $(BEGUN)
-	trap 'exit 130' INT TERM; \
+	@echo "installing in $(VENV)"
+	@trap 'exit 130' INT TERM; \
 		$(PYTHON) -m venv $(VENV) && $(PIP) $(TORCH) && $(PIP) -c constraints.txt -e '.[dev]' || { rm -f $(BEGUN); exit 1; }
 	@rm -f $(BEGUN) && touch $@

@@ -1,6 +1,6 @@
 """Contenders that work in one process, one block at a time, so that whatever slows the machine down hits them alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from time import perf_counter, process_time
@@ -75,7 +75,7 @@ class Turn:
         return FrameRate(frames / self._wall, frames / self._cpu)
 
 
-def take_turns(contenders: dict[str, Callable[[Turn], None]]) -> dict[str, FrameRate]:
+def take_turns(contenders: Mapping[str, Callable[[Turn], None]]) -> dict[str, FrameRate]:
     """Run all of them to their end. The first works in the main thread, which Lightning needs."""
     turns = {name: Turn() for name in contenders}
     circle = list(turns.values())

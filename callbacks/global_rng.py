@@ -53,9 +53,10 @@ class GlobalRNG(Callback):
 def get_rng_state() -> dict[str, Any]:
     """The global random state of this process, of tensors, numbers and tuples only."""
     name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)  # noqa: NPY002
+    with_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if with_cuda else [],
         "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached_gaussian),
         "python": random.getstate(),
     }

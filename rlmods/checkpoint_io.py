@@ -31,7 +31,16 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.rlmods\.tmp")
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint could not be written; what was saved before is untouched."""
+    """A checkpoint, or the replay that belongs to it, could not be written; what was saved before is untouched.
+
+    Args:
+        error: What the system said.
+        path: What was written.
+        checkpoints: The folder of the checkpoints.
+    """
+
+    def __init__(self, error: OSError, path: Path, checkpoints: Path) -> None:
+        super().__init__(_explain(error, path, checkpoints))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -61,7 +70,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _save(checkpoint, path)
             _remove_unreferenced(released, path.parent)
         except OSError as error:
-            raise CheckpointWriteError(_explain(error, path)) from error
+            raise CheckpointWriteError(error, path, path.parent) from error
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None
@@ -102,7 +111,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         _remove_unreferenced(released, path.parent)
 
 
-class _HashingFile(io.BufferedWriter):
+class HashingFile(io.BufferedWriter):
     """A file that hashes what it is given and keeps its first error to itself until `finish`.
 
     `torch.save` reports an error in the middle of a write as "unexpected pos", without the cause.
@@ -115,6 +124,7 @@ class _HashingFile(io.BufferedWriter):
         self._error: OSError | None = None
 
     def write(self, data: Any) -> int:
+        """Write and hash, or only hash after an error."""
         size = memoryview(data).nbytes
         try:
             if self._error is None:
@@ -126,6 +136,7 @@ class _HashingFile(io.BufferedWriter):
         return size
 
     def finish(self) -> None:
+        """Wait for the disk; raise what went wrong."""
         if self._error is not None:
             raise self._error
         self.flush()
@@ -136,7 +147,7 @@ def _save(checkpoint: dict[str, Any], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.rlmods.tmp")
     pending = beside(path, PENDING)
     try:
-        with _HashingFile(temporary) as file:
+        with HashingFile(temporary) as file:
             torch.save(checkpoint, file)
             file.finish()
         Manifest.describe(checkpoint, file.sha256.hexdigest(), file.size).write(pending)
@@ -208,10 +219,10 @@ def _is_other_process(pid: int) -> bool:
     return pid != os.getpid()
 
 
-def _explain(error: OSError, path: Path) -> str:
+def _explain(error: OSError, path: Path, checkpoints: Path) -> str:
     disk = next(folder for folder in path.parents if folder.exists())
-    found = newest_intact(path.parent).found
-    previous = f"The previous one, {found[0]}, is intact" if found else f"There is no previous one in {path.parent}"
+    found = newest_intact(checkpoints).found
+    previous = f"The previous one, {found[0]}, is intact" if found else f"There is no previous one in {checkpoints}"
     return (
         f"Could not write the checkpoint {path}: {error.strerror or error}. Its disk has"
         f" {shutil.disk_usage(disk).free} bytes free. {previous}. Free some space (or make the folder writable, or"

@@ -1,9 +1,9 @@
 """The command line: Lightning's own, with the parts of a reinforcement-learning run filled in."""
 
+import errno
 import logging
 import shutil
 import sys
-import tempfile
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -11,16 +11,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from rlmods.algorithms.base import Algorithm
 from rlmods.callbacks import Curves, EnvStepsProgressBar, GlobalRNG, GracefulStop, RunRecord
 from rlmods.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError
+from rlmods.checks import check_weights, check_writable, fit_to_spec, read_observations, refuse_unsupported
 from rlmods.configs import find_config
 from rlmods.data import ReplayDataModule
 from rlmods.manifest import DamagedCheckpointError
@@ -28,16 +29,24 @@ from rlmods.resume import RUNS, ResumePoint, RunKind, find_checkpoint
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FREE_SPACE = "The checkpoints written before are intact: free some space, then go on with --ckpt_path last"
+
 
 class ConciseParser(LightningArgumentParser):
-    """A parser whose errors are a sentence, without the eighty lines of usage before it."""
+    """A parser whose errors are a sentence, without the eighty lines of usage before it.
+
+    Attributes:
+        command: of the command line.
+    """
+
+    command = "fit"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and leave."""
-        command = next((argument for argument in sys.argv if argument in SUBCOMMANDS), "COMMAND")
         _fail(
-            f"{message}\nThe options are explained by: python -m rlmods {command} --help; those of a class by: "
-            f"python -m rlmods {command} --model.help CLASS, or --data.help CLASS"
+            f"{message}\nThe options are explained by: python -m rlmods {self.command} --help; those of a class by: "
+            f"python -m rlmods {self.command} --model.help CLASS, or --data.help CLASS"
         )
 
 
@@ -96,7 +105,7 @@ class RLModsCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"max_epochs": 1, "num_sanity_val_steps": 0},
-            parser_class=ConciseParser,
+            parser_class=type("Parser", (ConciseParser,), {"command": self.requested}),
             parser_kwargs={"prog": "python -m rlmods", "allow_abbrev": False},
             args=arguments,
         )
@@ -138,10 +147,10 @@ class RLModsCLI(LightningCLI):
         """Refuse what cannot work; find the checkpoint."""
         torch.set_num_threads(self._get(self.config, "torch_threads"))
         trainer = self._get(self.config, "trainer")
-        _refuse_unsupported(trainer)
+        refuse_unsupported(trainer)
         root = Path(trainer.default_root_dir or ".")
         if self.requested == "fit" and not trainer.fast_dev_run:
-            _check_writable(root)
+            check_writable(root)
         ckpt_path = self._get(self.config, "ckpt_path")
         if ckpt_path is not None:
             self.resume_point = find_checkpoint(ckpt_path, root, self._run_kind(), exact=self.requested == "fit")
@@ -167,7 +176,7 @@ class RLModsCLI(LightningCLI):
         checkpoint = AtomicCheckpointIO().load_checkpoint(self.resume_point.checkpoint)
         if isinstance(self.model, Algorithm):
             self.model.check_checkpoint(checkpoint)
-            _check_weights(checkpoint["state_dict"], self.model)
+            check_weights(checkpoint["state_dict"], self.model)
         state = checkpoint.get(type(self.datamodule).__qualname__)
         if self.requested == "fit" and isinstance(self.datamodule, ReplayDataModule):
             if not state:
@@ -183,6 +192,8 @@ class RLModsCLI(LightningCLI):
         is_run = self.requested == "fit" and not trainer.fast_dev_run
         if not is_run:
             self.save_config_callback = None
+            # An evaluation needs none of the callbacks whose state the checkpoint holds.
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
         self.trainer_defaults["callbacks"] = [*(self._run_callbacks(trainer) if is_run else []), self.beginning]
         plugins = trainer.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
@@ -213,7 +224,7 @@ class RLModsCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Leave as a signal asked for, also where the run had come to its end by then."""
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GracefulStop) and callback.received:
                 raise SystemExit(128 + callback.received)
 
@@ -227,7 +238,10 @@ class RLModsCLI(LightningCLI):
         """Hand over the observations."""
         file = self._get(self.config, "observations")
         if file is not None:
-            self.datamodule.observations = _read_observations(Path(file))
+            observations = read_observations(Path(file))
+            if isinstance(self.datamodule, ReplayDataModule):
+                observations = fit_to_spec(observations, self.datamodule.spec["observation"])
+            self.datamodule.observations = observations
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write what comes out."""
@@ -235,7 +249,7 @@ class RLModsCLI(LightningCLI):
         (prediction,) = self.trainer.predict(**kwargs) or [None]
         arrays = {"action": prediction} if isinstance(prediction, torch.Tensor) else dict(prediction)
         output.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(output, **{name: array.cpu().numpy() for name, array in arrays.items()})
+        np.savez(output, **{name: array.cpu().numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
         rank_zero_info(
             f"wrote {', '.join(f'{name} {tuple(array.shape)}' for name, array in arrays.items())} to {output}"
         )
@@ -248,55 +262,6 @@ def _checkpoints() -> list[Callback]:
         ModelCheckpoint(monitor="eval/mean_reward", mode="max", filename="best-{step}"),
         ModelCheckpoint(monitor="step", mode="max", save_top_k=3, filename="{step}"),
     ]
-
-
-def _check_weights(saved: dict[str, torch.Tensor], model: LightningModule) -> None:
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    got = {name: list(tensor.shape) for name, tensor in saved.items()}
-    for name in expected | got:
-        if got.get(name) != expected.get(name):
-            raise ValueError(
-                f"got a checkpoint whose {name} is {got.get(name, 'missing')}, expected {expected.get(name, 'none')}: "
-                "type --config with the config.yaml of the run that wrote it"
-            )
-
-
-def _refuse_unsupported(trainer: Any) -> None:
-    if trainer.gradient_clip_val is not None:
-        raise ValueError(
-            f"got trainer.gradient_clip_val = {trainer.gradient_clip_val}, expected the model's own option, because "
-            f"the model makes its updates itself: type --model.init_args.max_grad_norm {trainer.gradient_clip_val}"
-        )
-    if str(trainer.precision).startswith("16"):
-        raise ValueError(
-            f"got trainer.precision = {trainer.precision}, expected 32-true or bf16-mixed: raw optimiser steps would "
-            "pass by the loss scaler of 16-bit training; type --trainer.precision bf16-mixed"
-        )
-
-
-@rank_zero_only
-def _check_writable(root: Path) -> None:
-    existing = next(folder for folder in (root / RUNS, *(root / RUNS).absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"got trainer.default_root_dir = {root}, which cannot be written ({error.strerror}): type "
-            "--trainer.default_root_dir FOLDER"
-        ) from error
-
-
-def _read_observations(file: Path) -> torch.Tensor | dict[str, torch.Tensor]:
-    try:
-        loaded = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"got --observations {file}, expected a .npy or .npz file of arrays [B, ...]: {error}"
-        ) from error
-    if isinstance(loaded, np.ndarray):
-        return torch.from_numpy(loaded)
-    return {name: torch.from_numpy(loaded[name]) for name in loaded.files}
 
 
 def run(arguments: list[str]) -> None:
@@ -316,6 +281,10 @@ def run(arguments: list[str]) -> None:
         _fail(str(error), code=1)
     except (ValueError, TypeError, OSError, ImportError, MisconfigurationException, DamagedCheckpointError) as error:
         if beginning.begun:
+            if isinstance(error, OSError) and error.errno in _FULL:
+                _fail(
+                    f"could not write {error.filename or 'to the run folder'}: {error.strerror}. {_FREE_SPACE}", code=1
+                )
             raise
         beginning.undo()
         _fail(_sentence(error))
@@ -331,7 +300,7 @@ def _silence_noise() -> None:
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "litlogger" not in record.getMessage()
+    return "Tip: For seamless" not in record.getMessage()
 
 
 def _sentence(error: BaseException) -> str:

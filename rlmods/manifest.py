@@ -9,6 +9,7 @@ import json
 import os
 import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -215,7 +216,7 @@ def _check(fields: dict[str, Any]) -> str:
 def _own_section(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What a data module of ours put into its state for the manifest; Lightning files it under the module's name."""
     states = (state for state in checkpoint.values() if isinstance(state, dict))
-    sections = (state.get("manifest") for state in states)
+    sections: Iterator[Any] = (state.get("manifest") for state in states)
     return next((section for section in sections if _is_own(section)), {})
 
 

@@ -1,6 +1,7 @@
 """The built wheel, installed apart from the repository. Run as a script, it uses the wheel from an empty folder."""
 
 import os
+import shlex
 import shutil
 import site
 import subprocess
@@ -98,16 +99,16 @@ import importlib, pkgutil, sys
 import rlmods
 if not rlmods.__file__.startswith(sys.prefix):
     raise SystemExit(f"imported {rlmods.__file__}, expected the wheel in {sys.prefix}")
-names = [module.name for module in pkgutil.walk_packages(rlmods.__path__, "rlmods.") if module.name != "rlmods.__main__"]
-for name in names:
-    importlib.import_module(name)
-print(*names)
+for module in pkgutil.walk_packages(rlmods.__path__, "rlmods."):
+    importlib.import_module(module.name)
+    print(module.name)
 """
 
-TRAIN = (
-    "-m rlmods fit --config dqn_cartpole --trainer.limit_train_batches 2 --data.init_args.learning_starts 256 "
-    "--data.init_args.updates_per_iteration 4 --data.init_args.eval_episodes 2"
-).split()
+TRAIN = """
+-m rlmods fit --config dqn_cartpole --trainer.limit_train_batches 2 --data.init_args.learning_starts 256
+--data.init_args.updates_per_iteration 4 --data.init_args.eval_episodes 2
+"""
+TEST = "-m rlmods test --config dqn_cartpole --ckpt_path last --data.init_args.eval_episodes 2"
 
 
 def smoke_test(installed: Installed, folder: Path) -> None:
@@ -124,15 +125,12 @@ def smoke_test(installed: Installed, folder: Path) -> None:
     configs = run_installed(installed, ["-m", "rlmods", "configs"], folder)
     if "dqn_cartpole" not in configs:
         raise RuntimeError(f"python -m rlmods configs said:\n{configs}")
-    run_installed(installed, TRAIN, folder)
+    run_installed(installed, shlex.split(TRAIN), folder)
     if not list(folder.glob("lightning_logs/version_0/checkpoints/*.ckpt")):
         raise RuntimeError(f"no checkpoint among {sorted(str(path) for path in folder.rglob('*'))}")
-    test = "-m rlmods test --config dqn_cartpole --ckpt_path last --data.init_args.eval_episodes 2".split()
-    if "test/mean_reward" not in run_installed(installed, test, folder):
+    if "test/mean_reward" not in run_installed(installed, shlex.split(TEST), folder):
         raise RuntimeError("python -m rlmods test did not print test/mean_reward")
-    print(
-        f"{installed.wheel_of_sdist.name}: {len(modules)} modules imported, two iterations trained, one checkpoint tested"
-    )
+    print(f"{installed.wheel_of_sdist.name}: {len(modules)} modules imported, two iterations trained and tested")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from rlmods.data.replay import ReplayBuffer
 from rlmods.data.segments import ReplaySegments
@@ -66,9 +66,7 @@ def start(*arguments: object, modules: Path | None = None, **options: Any) -> su
     """`python -m rlmods` with these arguments."""
     environment = os.environ | ({"PYTHONPATH": str(modules)} if modules else {})
     command = [sys.executable, "-m", "rlmods", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=170, check=False, env=environment, **options
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=170, check=False, env=environment, **options)
 
 
 def newest_run(root: Path) -> Path:

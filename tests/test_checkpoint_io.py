@@ -398,8 +398,8 @@ def test_kill_at_random_moments(folder: Path) -> None:
 
 class Counting(BoringModel):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own = {"env_steps": self.trainer.global_step * 2, "model": None, "data": None, "env_id": None, "files": {}}
-        checkpoint["AnyDataModule"] = {"manifest": own}
+        own: dict[str, Any] = dict.fromkeys(("model", "data", "env_id"))
+        checkpoint["AnyDataModule"] = {"manifest": {**own, "env_steps": self.trainer.global_step * 2, "files": {}}}
 
 
 def fit(folder: Path, max_steps: int, ckpt_path: Path | None = None) -> Trainer:

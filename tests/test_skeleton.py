@@ -201,6 +201,7 @@ def test_two_ranks_explore_apart_and_learn_together(tmp_path: Path) -> None:
 
 
 def test_fp16_is_refused(tmp_path: Path) -> None:
+    """True half precision; on a CPU Lightning itself turns 16-mixed into bf16-mixed."""
     data = make_data()
     with pytest.raises(ValueError, match="bf16-mixed"):
-        make_trainer(tmp_path, precision="16-mixed").fit(DQN(spec=data.spec), datamodule=data)
+        make_trainer(tmp_path, precision="16-true").fit(DQN(spec=data.spec), datamodule=data)

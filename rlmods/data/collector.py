@@ -109,15 +109,19 @@ class Collector:
         )
 
     def _count_episodes(self, results: list[StepResult]) -> None:
+        returns, lengths = [], []
         for result in results:
             self.episode_return += result.reward
             self.episode_length += result.valid
             ended = result.terminated | result.truncated
-            if ended.any():
-                self.returns.append(self.episode_return[ended])
-                self.lengths.append(self.episode_length[ended])
+            if np.count_nonzero(ended):
+                returns.append(self.episode_return[ended])
+                lengths.append(self.episode_length[ended])
                 self.episode_return[ended] = 0.0
                 self.episode_length[ended] = 0
+        if returns:
+            self.returns.append(np.concatenate(returns))
+            self.lengths.append(np.concatenate(lengths))
 
     def rollout_statistics(self) -> dict[str, float]:
         """Means over the last 100 finished episodes, by tag; empty before the first."""

@@ -1,18 +1,15 @@
 """Transitions on disk: append-only files, so that a checkpoint costs in proportion to what is new."""
 
 import hashlib
-import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from rlmods.checkpoint_io import CheckpointWriteError, HashingFile
 from rlmods.data.replay import ReplayBuffer
 from rlmods.types import Transition
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 
 class _Segment(NamedTuple):
@@ -105,10 +102,14 @@ class ReplaySegments:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"first": first, "last": last, "transition": buffer.rows(first, last)._asdict()}
         temporary = self.folder / f"{first}-{last}.tmp"
-        with _HashingWriter(io.FileIO(temporary, "wb")) as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with HashingFile(temporary) as file:
+                torch.save(content, file)
+                file.finish()
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            run = self.folder.parents[1]
+            raise CheckpointWriteError(error, self.folder / f"{first}-{last}", run / "checkpoints") from error
         sha256 = file.sha256.hexdigest()
         # The hash in the name keeps a resumed run from overwriting a segment that an older checkpoint names.
         name = f"{first:012d}-{last:012d}-{sha256[:16]}.pt"
@@ -130,18 +131,6 @@ class ReplaySegments:
             file.seek(0)
             content: dict[str, Any] = torch.load(file, weights_only=True)
         return content
-
-
-class _HashingWriter(io.BufferedWriter):
-    """Hashes what is written, so that it need not be read back."""
-
-    def __init__(self, raw: io.FileIO) -> None:
-        super().__init__(raw)
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: "ReadableBuffer", /) -> int:
-        self.sha256.update(data)
-        return super().write(data)
 
 
 def _fsync_folder(folder: Path) -> None:

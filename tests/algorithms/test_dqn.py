@@ -38,6 +38,11 @@ def make_transition(rows: int = 2) -> Transition:
     )
 
 
+def stack_transitions(*transitions: Transition) -> Transition:
+    fields: list[Any] = [torch.stack(list(field)) for field in zip(*transitions, strict=True)]  # type: ignore[arg-type]
+    return Transition(*fields)
+
+
 def test_golden_signals() -> None:
     """Target network = 2s. Row 0: 1 + 0.5·2·6 = 7 against Q = 1, error 6. Row 1: 1 against 4, error -3."""
     signals = make_dqn(double_q=False).signals(Minibatch(make_transition(), torch.ones(2)))
@@ -90,10 +95,10 @@ def test_losses_are_those_that_training_uses() -> None:
     transition = make_transition()
     losses = model.losses(Minibatch(transition, torch.ones(2)))
     assert losses["loss"].item() == 4.0
-    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(losses["loss"])
     assert model.q_network.advantage.weight.grad is not None
     assert model.target_network.advantage.weight.grad is None
-    stack = Transition(*(torch.stack([field, field]) for field in transition))  # type: ignore[arg-type]
+    stack = stack_transitions(transition, transition)
     batch = ReplayBatch(stack, torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 2), env_steps=0, progress=0.0)
     assert model.losses(batch)["loss"].item() == 4.0
 
@@ -101,7 +106,7 @@ def test_losses_are_those_that_training_uses() -> None:
 def test_minibatches_are_the_rows_of_the_stack() -> None:
     transition = make_transition()
     other = Transition(*(copy.deepcopy(field) for field in transition))._replace(reward=torch.tensor([7.0, 8.0]))
-    stack = Transition(*(torch.stack(fields) for fields in zip(transition, other, strict=True)))  # type: ignore[arg-type]
+    stack = stack_transitions(transition, other)
     batch = ReplayBatch(stack, torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 2), env_steps=0, progress=0.0)
     first, second = batch.minibatches()
     assert torch.equal(first.transition.reward, transition.reward)

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from running import newest_checkpoint, newest_run
+
+from rlmods.cli import run
+from rlmods.configs import describe_configs, find_config, shipped_configs
+
+CONFIGS = sorted(shipped_configs())
+
+
+def test_every_file_is_shipped() -> None:
+    folder = Path(__file__).parents[1] / "configs"
+    assert [find_config(name).name for name in CONFIGS] == [file.name for file in sorted(folder.rglob("*.yaml"))]
+    assert "dqn_cartpole" in CONFIGS
+
+
+def test_each_says_what_it_is_in_one_line() -> None:
+    lines = describe_configs().splitlines()
+    assert len(lines) == len(CONFIGS)
+    for name, line in zip(CONFIGS, lines, strict=True):
+        assert line.startswith(name)
+        assert len(line.removeprefix(name).strip()) > 20
+
+
+def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dqn_cartpole").write_text("")
+    assert find_config("dqn_cartpole") == Path("dqn_cartpole")
+    with pytest.raises(FileNotFoundError, match=r"got --config dqn_cart, .*dqn_cartpole"):
+        find_config("dqn_cart")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_builds_trains_two_iterations_and_parses_again(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", name, "--trainer.default_root_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="0"):
+        run(["fit", *options, "--print_config"])
+    printed = capsys.readouterr().out
+    steps = yaml.safe_load(printed)["data"]["init_args"]["steps_per_iteration"]
+    two = ["total_env_steps", 2 * steps, "learning_starts", steps, "eval_episodes", 1, "buffer_size", 1000]
+    more = [f"--data.init_args.{key}={value}" for key, value in zip(two[::2], two[1::2], strict=True)]
+    run(["fit", *options, *more, "--data.init_args.updates_per_iteration=2"])
+    checkpoint = newest_checkpoint(newest_run(tmp_path))
+    assert checkpoint["global_step"] == 2
+    assert checkpoint["algorithm"]["update_steps"] > 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        run(["fit", "--config", str(newest_run(tmp_path) / "config.yaml"), "--print_config"])
+    again = yaml.safe_load(capsys.readouterr().out)
+    assert again["model"] == yaml.safe_load(printed)["model"]
