@@ -15,7 +15,7 @@ from torchmetrics.aggregation import MeanMetric
 
 
 class Curve(NamedTuple):
-    """How a signal becomes one point of a curve: one number an iteration, then one for the interval between two logs."""
+    """How a signal becomes a point of a curve: a number for each iteration, of these one for the interval of a log."""
 
     of_iteration: Callable[[Tensor], Tensor]  # any shape → scalar
     of_interval: Callable[[Tensor], Tensor]  # [iterations] → scalar

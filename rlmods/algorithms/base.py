@@ -9,7 +9,6 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
-from torch.optim import Optimizer
 
 from rlmods.functional.norms import clip_by_global_norm_, global_norm
 from rlmods.types import EnvSpec, EpisodeBatch, Evaluator, ExperienceSource, Feedback, Observation
@@ -40,7 +39,7 @@ class Algorithm(LightningModule):
         self.target_transforms: list[TargetTransform] = []
 
     def setup(self, stage: str) -> None:
-        """Take the budget from the data module.
+        """Take the budget from the data module; let the CPU round denormal numbers to zero.
 
         Raises:
             ValueError: under 16-bit precision, whose loss scaler the raw optimiser steps would pass by.
@@ -50,6 +49,8 @@ class Algorithm(LightningModule):
                 f"got Trainer(precision={self.trainer.precision!r}), expected 32-true or bf16-mixed: raw optimiser "
                 "steps pass by the loss scaler of 16-bit training; type --trainer.precision bf16-mixed"
             )
+        # Where a ReLU unit is dead, Adam's moments decay into denormal numbers, and each step takes four times as long.
+        torch.set_flush_denormal(True)
         source = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(source, ExperienceSource):
             self.total_env_steps = source.total_env_steps
@@ -72,21 +73,25 @@ class Algorithm(LightningModule):
         Returns:
             The L2 norm before the clip, a scalar on the device.
         """
-        optimizer.zero_grad()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            parameter.grad = None
         self.manual_backward(loss)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         with torch.no_grad():
-            gradients = _gradients(optimizer.optimizer)
-            grad_norm = (
-                global_norm(gradients) if max_grad_norm is None else clip_by_global_norm_(gradients, max_grad_norm)
-            )
+            if max_grad_norm is None:
+                grad_norm = global_norm(gradients)
+            else:
+                grad_norm = clip_by_global_norm_(gradients, max_grad_norm)
         self._step(optimizer, counts=counts)
         self.update_steps += 1
         return grad_norm
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning's, which spends a fifth of a small update on entering hooks, also where nobody has one."""
-        strategy = self.trainer.strategy
-        plain = type(strategy.precision_plugin) is Precision and type(self.trainer.profiler) is PassThroughProfiler
+        trainer: Any = self.trainer  # Lightning's own attributes, some without a type
+        strategy = trainer.strategy
+        plain = type(strategy.precision_plugin) is Precision and type(trainer.profiler) is PassThroughProfiler
         if not plain or self._is_backward_hooked():
             super().manual_backward(loss, *args, **kwargs)
             return
@@ -96,9 +101,10 @@ class Algorithm(LightningModule):
 
     def _is_backward_hooked(self) -> bool:
         """Whether a callback or the module has a hook of its own around the backward pass."""
+        trainer: Any = self.trainer
         return any(
             getattr(getattr(hooked, name), "__func__", None) is not getattr(base, name)
-            for base, all_hooked in ((Callback, self.trainer.callbacks), (LightningModule, [self]))
+            for base, all_hooked in ((Callback, trainer.callbacks), (LightningModule, [self]))
             for hooked in all_hooked
             for name in ("on_before_backward", "on_after_backward")
         )
@@ -203,11 +209,6 @@ class Algorithm(LightningModule):
                     f"got a checkpoint of {spec['env_id']} with {part} {spec[part]}, expected {part} {self.spec[part]} "
                     f"of {self.spec['env_id']}: type the --config that the checkpoint was trained with"
                 )
-
-
-def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def _flatten_processes(field: Any) -> Any:

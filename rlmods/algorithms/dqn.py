@@ -29,7 +29,7 @@ from rlmods.algorithms.base import Algorithm
 from rlmods.functional.exploration import epsilon_greedy
 from rlmods.functional.schedules import linear_schedule
 from rlmods.functional.td import action_value, double_q_bootstrap, q_learning_bootstrap, td_target
-from rlmods.networks.q_network import QNetwork
+from rlmods.networks.q_network import q_network
 from rlmods.networks.target import polyak_update
 from rlmods.signals import stack_signals
 from rlmods.types import EnvSpec, EpisodeBatch, Minibatch, Observation, ReplayBatch, Transition
@@ -92,8 +92,8 @@ class DQN(Algorithm):
         self.exploration_fraction = exploration_fraction
         self.max_grad_norm = max_grad_norm
         _check_ranges(self)
-        self.q_network = QNetwork(spec, hidden_sizes, dueling=dueling)
-        self.target_network = QNetwork(spec, hidden_sizes, dueling=dueling).requires_grad_(False)
+        self.q_network = q_network(spec, hidden_sizes, dueling=dueling)
+        self.target_network = q_network(spec, hidden_sizes, dueling=dueling).requires_grad_(False)
         self.target_network.load_state_dict(self.q_network.state_dict())
 
     def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:

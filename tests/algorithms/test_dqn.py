@@ -1,4 +1,3 @@
-import copy
 from typing import Any, Literal
 
 import pytest
@@ -6,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rlmods.algorithms import DQN
+from rlmods.networks.q_network import DuelingHead
 from rlmods.types import EnvSpec, EpisodeBatch, Minibatch, Observation, ReplayBatch, Transition
 
 SPEC: EnvSpec = {
@@ -15,13 +15,19 @@ SPEC: EnvSpec = {
 }
 
 
+def last_layer(network: torch.nn.Sequential) -> torch.nn.Linear:
+    layer = network[-1]
+    assert isinstance(layer, torch.nn.Linear)
+    return layer
+
+
 def make_dqn(**arguments: Any) -> DQN:
     """Q(s, ·) = s: a single linear layer with the identity, so that every number can be redone by hand."""
     model = DQN(spec=SPEC, **({"hidden_sizes": ()} | arguments))
     for network, scale in ((model.q_network, 1.0), (model.target_network, 2.0)):
-        torch.nn.init.eye_(network.advantage.weight)
-        torch.nn.init.zeros_(network.advantage.bias)
-        network.advantage.weight.data *= scale
+        torch.nn.init.eye_(last_layer(network).weight)
+        torch.nn.init.zeros_(last_layer(network).bias)
+        last_layer(network).weight.data *= scale
     return model
 
 
@@ -39,7 +45,8 @@ def make_transition(rows: int = 2) -> Transition:
 
 
 def stack_transitions(*transitions: Transition) -> Transition:
-    fields: list[Any] = [torch.stack(list(field)) for field in zip(*transitions, strict=True)]  # type: ignore[arg-type]
+    columns: list[Any] = list(zip(*transitions, strict=True))
+    fields: list[Any] = [torch.stack(column) for column in columns]
     return Transition(*fields)
 
 
@@ -63,7 +70,7 @@ def test_golden_importance_weights_enter_before_the_mean(loss: Literal["huber", 
 def test_golden_double_q() -> None:
     """The online network, with its weights swapped, prefers the other action: 1 + 0.5·2·5 = 6."""
     model = make_dqn(double_q=True)
-    model.q_network.advantage.weight.data = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    last_layer(model.q_network).weight.data = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     assert model.td_target(make_transition()).tolist() == [6.0, 1.0]
 
 
@@ -84,10 +91,10 @@ def test_dueling_advantages_are_centred() -> None:
     """Wang et al., equation 9: the mean over the actions is the value."""
     model = DQN(spec=SPEC, dueling=True)
     observation = torch.randn(5, 2)
-    network = model.q_network
-    assert network.value is not None
-    value = network.value(network.trunk(observation)).squeeze(-1)
-    torch.testing.assert_close(network(observation).mean(-1), value)
+    *layers, head = model.q_network
+    assert isinstance(head, DuelingHead)
+    features = torch.nn.Sequential(*layers)(observation)
+    torch.testing.assert_close(model.q_network(observation).mean(-1), head.value(features).squeeze(-1))
 
 
 def test_losses_are_those_that_training_uses() -> None:
@@ -96,8 +103,8 @@ def test_losses_are_those_that_training_uses() -> None:
     losses = model.losses(Minibatch(transition, torch.ones(2)))
     assert losses["loss"].item() == 4.0
     torch.autograd.backward(losses["loss"])
-    assert model.q_network.advantage.weight.grad is not None
-    assert model.target_network.advantage.weight.grad is None
+    assert last_layer(model.q_network).weight.grad is not None
+    assert last_layer(model.target_network).weight.grad is None
     stack = stack_transitions(transition, transition)
     batch = ReplayBatch(stack, torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 2), env_steps=0, progress=0.0)
     assert model.losses(batch)["loss"].item() == 4.0
@@ -105,7 +112,7 @@ def test_losses_are_those_that_training_uses() -> None:
 
 def test_minibatches_are_the_rows_of_the_stack() -> None:
     transition = make_transition()
-    other = Transition(*(copy.deepcopy(field) for field in transition))._replace(reward=torch.tensor([7.0, 8.0]))
+    other = transition._replace(reward=torch.tensor([7.0, 8.0]))
     stack = stack_transitions(transition, other)
     batch = ReplayBatch(stack, torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 2), env_steps=0, progress=0.0)
     first, second = batch.minibatches()

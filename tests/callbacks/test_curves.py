@@ -92,7 +92,7 @@ def test_a_nan_is_seen_in_the_curve(tmp_path: Path) -> None:
 
     data = make_data()
     fit(tmp_path, Broken(data.spec), data, Curves())
-    assert all(value != value for _, value in read_curves(tmp_path)["train/loss"])  # noqa: PLR0124
+    assert all(value != value for _, value in read_curves(tmp_path)["train/loss"])
 
 
 def test_a_data_module_without_a_clock_is_refused(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_it_leaves_an_improving_run_alone(tmp_path: Path) -> None:
 
 def test_a_strangers_module_that_logs_something_else_is_told_what_is_missing(tmp_path: Path) -> None:
     class Stranger(BoringModel):
-        def validation_step(self, batch: Tensor, batch_idx: int) -> None:  # type: ignore[override]
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
             self.log("eval/loss", self.loss(self(batch)))
 
     with pytest.raises(RuntimeError, match=r"needs \['eval/mean_reward'.*logged only \['eval/loss'\]"):

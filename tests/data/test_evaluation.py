@@ -46,7 +46,7 @@ def test_a_shorter_episode_is_not_played_twice() -> None:
     evaluator = make_evaluator(20)
     lengths = evaluator.run(Push()).lengths
     recorded = evaluator.record(Push())
-    assert len(lengths.unique()) > 1
+    assert int(lengths.max()) > int(lengths.min())
     counts = recorded["episode"].bincount(minlength=20)
     assert torch.equal(counts, lengths)
     assert int((recorded["terminated"] | recorded["truncated"]).sum()) == 20
@@ -63,7 +63,7 @@ def test_evaluations_are_paired() -> None:
 def test_training_randomness_is_untouched() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
-    before = (torch.get_rng_state(), np.random.get_state()[1].tolist())  # type: ignore[index,union-attr] # noqa: NPY002
+    before = (torch.get_rng_state(), np.random.get_state()[1].tolist())  # type: ignore[index] # noqa: NPY002
     make_evaluator().run(Push(at_random=True))
     assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1] == np.random.get_state()[1].tolist()  # type: ignore[index,union-attr] # noqa: NPY002
+    assert before[1] == np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002

@@ -35,3 +35,7 @@ def test_a_nan_is_not_hidden() -> None:
     tensors = [torch.tensor([math.nan]), torch.tensor([1.0])]
     assert clip_by_global_norm_(tensors, 1.0).isnan()
     assert all(bool(tensor.isnan().all()) for tensor in tensors)
+
+
+def test_no_tensors_have_norm_zero() -> None:
+    assert clip_by_global_norm_([], 1.0).item() == 0.0

@@ -15,7 +15,7 @@ def test_mlp_has_no_activation_after_its_output() -> None:
 def test_golden_nature_cnn_on_atari_has_the_size_of_the_paper() -> None:
     """84x84 → 20x20 → 9x9 → 7x7 with 64 channels: 3,136 features before the 512."""
     encoder = NatureCNN(4, 84, 84)
-    assert encoder.linear[0].in_features == 3136  # type: ignore[comparison-overlap]
+    assert encoder.linear[0].in_features == 3136
     assert encoder(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape == (2, 512)
 
 
