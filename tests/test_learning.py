@@ -23,7 +23,7 @@ Array = npt.NDArray[np.float32]
 
 
 class Loop(gymnasium.Env[Array, np.int64]):
-    """One state. Action 0 gives a reward of 1, action 1 none; only a time limit ends it: Q* = 1/(1 − γ) and γ/(1 − γ)."""
+    """One state, which only a time limit ends. Action 0 gives 1, action 1 nothing: Q* = 1/(1 − γ) and γ/(1 − γ)."""
 
     observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
     action_space = spaces.Discrete(2)
