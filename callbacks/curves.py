@@ -53,13 +53,19 @@ class Curves(Callback):
             for name, signal in outputs.items():
                 for tag, curve in curves(name).items():
                     self._interval.setdefault(name, {}).setdefault(tag, []).append(curve.of_iteration(signal))
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every > 0 and (batch_idx + 1) % every == 0:
+            self._log(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the interval that is still open."""
+        if self._interval:
             self._log(trainer)
 
     def _log(self, trainer: Trainer) -> None:
         source = experience_source(trainer)
         metrics = {
-            tag: float(curves(name)[tag].of_interval(torch.stack(values)))
+            tag: float(curves(name)[tag].of_interval(_stack(values)))
             for name, tags in self._interval.items()
             for tag, values in tags.items()
         }
@@ -89,7 +95,7 @@ class Curves(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The interval that is still open."""
         interval = {
-            name: {tag: torch.stack(values) for tag, values in tags.items()} for name, tags in self._interval.items()
+            name: {tag: _stack(values) for tag, values in tags.items()} for name, tags in self._interval.items()
         }
         return {"interval": interval, "updates": self._updates}
 
@@ -100,6 +106,11 @@ class Curves(Callback):
             for name, tags in state_dict["interval"].items()
         }
         self._updates = state_dict["updates"]
+
+
+def _stack(values: list[Tensor]) -> Tensor:
+    # Those of before a resume come from the checkpoint, on the CPU.
+    return torch.stack([value.to(values[-1].device) for value in values])
 
 
 def experience_source(trainer: Trainer) -> ExperienceSource:

@@ -14,6 +14,12 @@ from rlmods.types import ExperienceSource
 FILE_NAME = "events.jsonl"
 
 
+def run_folder(trainer: Trainer) -> Path | None:
+    """The folder of the run; None in a `fast_dev_run`, which leaves nothing. Every process must call it."""
+    folder = trainer.log_dir  # a broadcast, where there are several processes
+    return None if trainer.fast_dev_run else Path(folder or trainer.default_root_dir)  # type: ignore[attr-defined]
+
+
 def append_event(trainer: Trainer, kind: str, message: str, evidence: Mapping[str, Any]) -> None:
     """Append an event. Every process must call it; the first one writes.
 
@@ -23,8 +29,8 @@ def append_event(trainer: Trainer, kind: str, message: str, evidence: Mapping[st
         message: in words, for a person.
         evidence: the numbers behind it; must be JSON.
     """
-    folder = Path(str(trainer.log_dir))  # a broadcast, where there are several processes
-    if not trainer.is_global_zero:
+    folder = run_folder(trainer)
+    if folder is None or not trainer.is_global_zero:
         return
     source = trainer.datamodule  # type: ignore[attr-defined]
     event = {

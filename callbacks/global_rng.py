@@ -66,7 +66,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
     """Set the global random state of this process to what `get_rng_state` gave."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"]:
-        torch.cuda.set_rng_state_all([cuda_state.cpu() for cuda_state in state["cuda"]])
+        for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+            torch.cuda.set_rng_state(cuda_state.cpu(), device)
     name, keys, position, has_gauss, cached_gaussian = state["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached_gaussian))  # noqa: NPY002
     version, internal, gauss_next = state["python"]

@@ -66,7 +66,7 @@ class GracefulStop(Checkpoint):
         if number == 0:
             return
         # One name, so that a run that is stopped often keeps one such checkpoint and its replay, not all of them.
-        path = Path(str(trainer.log_dir)) / "checkpoints" / "interrupted.ckpt"
+        path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         name = signal.Signals(number).name
         append_event(trainer, "stop", f"{name} received, saved {path.name}", {"signal": number})

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from rlmods.callbacks.events import append_event, mark_events_beyond
+from rlmods.callbacks.events import append_event, mark_events_beyond, run_folder
 from rlmods.types import ExperienceSource
 
 
@@ -29,7 +29,9 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write down where the run comes from."""
-        folder = Path(str(trainer.log_dir))
+        folder = run_folder(trainer)
+        if folder is None:
+            return
         resumed_from = None if trainer.ckpt_path is None else str(Path(str(trainer.ckpt_path)).resolve())
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,9 +54,11 @@ class RunRecord(Callback):
             "versions": _versions(),
             "machine": _machine(trainer),
         }
-        starts = json.loads(path.read_text())["starts"] if path.exists() else []
+        record = json.loads(path.read_text()) if path.exists() else {"parent_run": None, "starts": []}
         own_folder = resumed_from is not None and Path(resumed_from).parent.parent == path.parent.resolve()
-        parent_run = None if resumed_from is None or own_folder else str(Path(resumed_from).parent.parent)
+        if resumed_from is not None and not own_folder:
+            record["parent_run"] = str(Path(resumed_from).parent.parent)
+        parent_run, starts = record["parent_run"], record["starts"]
         path.write_text(json.dumps({"parent_run": parent_run, **start, "starts": [*starts, start]}, indent=2) + "\n")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,7 +67,9 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the run is."""
-        folder = Path(str(trainer.log_dir))
+        folder = run_folder(trainer)
+        if folder is None:
+            return
         rank_zero_info(f"The run is in {folder}; to look at it: tensorboard --logdir {folder.parent}")
 
 

@@ -20,10 +20,11 @@ def refuse_unsupported(trainer: Any) -> None:
             f"got trainer.gradient_clip_val = {trainer.gradient_clip_val}, expected the model's own option, because "
             f"the model makes its updates itself: type --model.init_args.max_grad_norm {trainer.gradient_clip_val}"
         )
-    if str(trainer.precision).startswith("16"):
+    if str(trainer.precision) not in ("None", "32", "32-true", "bf16", "bf16-mixed"):
         raise ValueError(
             f"got trainer.precision = {trainer.precision}, expected 32-true or bf16-mixed: raw optimiser steps would "
-            "pass by the loss scaler of 16-bit training; type --trainer.precision bf16-mixed"
+            "pass by the loss scaler of 16-bit training, and replay is single precision; type --trainer.precision "
+            "bf16-mixed"
         )
 
 

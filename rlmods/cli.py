@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -76,7 +76,7 @@ class Beginning(Callback):
     @rank_zero_only
     def undo(self) -> None:
         """Remove the folder of a run that did not begin, and what is empty above it."""
-        if self.new_folder is None or not self.new_folder.exists():
+        if self.new_folder is None or not self.new_folder.exists() or any(self.new_folder.rglob("*.ckpt")):
             return
         shutil.rmtree(self.new_folder)
         for folder in (self.new_folder.parent, self.new_folder.parent.parent):
@@ -148,6 +148,8 @@ class RLModsCLI(LightningCLI):
         torch.set_num_threads(self._get(self.config, "torch_threads"))
         trainer = self._get(self.config, "trainer")
         refuse_unsupported(trainer)
+        if trainer.default_root_dir is not None:
+            trainer.default_root_dir = str(Path(trainer.default_root_dir).expanduser())
         root = Path(trainer.default_root_dir or ".")
         if self.requested == "fit" and not trainer.fast_dev_run:
             check_writable(root)
@@ -164,7 +166,7 @@ class RLModsCLI(LightningCLI):
         return RunKind(
             model=model.class_path.rpartition(".")[2],
             data=data.class_path.rpartition(".")[2],
-            env_id=data.init_args.get("env_id"),
+            env_id=data.get("init_args", {}).get("env_id"),
         )
 
     def after_instantiate_classes(self) -> None:
@@ -203,14 +205,21 @@ class RLModsCLI(LightningCLI):
 
     def _run_callbacks(self, trainer: Any) -> list[Callback]:
         configured = trainer.callbacks or []
-        callbacks: list[Callback] = [GlobalRNG(), Curves(), RunRecord(self._get(self.config, "seed_everything"))]
+        ours: list[tuple[type[Callback], list[Callback]]] = [
+            (GlobalRNG, [GlobalRNG()]),
+            (Curves, [Curves()]),
+            (RunRecord, [RunRecord(self._get(self.config, "seed_everything"))]),
+        ]
         if trainer.enable_progress_bar is not False:
-            callbacks.append(EnvStepsProgressBar())
+            ours.append((ProgressBar, [EnvStepsProgressBar()]))
         if trainer.enable_checkpointing is not False:
-            if not any(isinstance(callback, ModelCheckpoint) for callback in configured):
-                callbacks += _checkpoints()
-            callbacks.append(GracefulStop())
-        return callbacks
+            ours += [(ModelCheckpoint, _checkpoints()), (GracefulStop, [GracefulStop()])]
+        return [
+            callback
+            for kind, callbacks in ours
+            if not any(isinstance(other, kind) for other in configured)
+            for callback in callbacks
+        ]
 
     def _logger(self, root: Path) -> TensorBoardLogger:
         """A new run folder, or the folder of the run that goes on, its curves cut after the checkpoint."""
@@ -245,7 +254,7 @@ class RLModsCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write what comes out."""
-        output = Path(self._get(self.config, "output"))
+        output = Path(self._get(self.config, "output")).with_suffix(".npz")
         (prediction,) = self.trainer.predict(**kwargs) or [None]
         arrays = {"action": prediction} if isinstance(prediction, torch.Tensor) else dict(prediction)
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,6 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "continuous actions": ([DATA + "env_id", "Pendulum-v1"], ["continuous", "Pendulum-v1", "discrete", "env_id"]),
     "no such environment": ([DATA + "env_id", "CartPole-v9"], ["CartPole-v9", "Did you mean CartPole-v1"]),
     "no Atari": ([DATA + "env_id", "ALE/Pong-v5"], ["ALE/Pong-v5", 'pip install "gymnasium[atari]"']),
-    "no MuJoCo": ([DATA + "env_id", "HalfCheetah-v5"], ["HalfCheetah-v5", 'pip install "gymnasium[mujoco]"']),
     "fewer steps than an iteration": (
         [DATA + "total_env_steps", "10", DATA + "learning_starts", "0"],
         ["total_env_steps = 10", "at least one iteration", DATA + "total_env_steps 20"],

@@ -47,7 +47,8 @@ class Chain(gymnasium.Env[Array, np.int64]):
     state = 0
 
     def observe(self) -> Array:
-        return np.eye(4, dtype=np.float32)[min(self.state, 3)]
+        observation: Array = np.eye(4, dtype=np.float32)[min(self.state, 3)]
+        return observation
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
@@ -61,8 +62,10 @@ class Chain(gymnasium.Env[Array, np.int64]):
         return self.observe(), float(self.state == 4), self.state == 4, False, {}
 
 
-gymnasium.register("Loop-v0", Loop, max_episode_steps=5)
-gymnasium.register("Chain-v0", Chain)
+LOOP: Any = Loop
+CHAIN: Any = Chain
+gymnasium.register("Loop-v0", LOOP, max_episode_steps=5)
+gymnasium.register("Chain-v0", CHAIN)
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {"double_q": False, "loss": "mse"}),

@@ -145,7 +145,12 @@ def resume(folder: Path, state: Any) -> Any:
 
 def test_the_state_of_a_data_module_is_restored(tmp_path: Path) -> None:
     generator = np.random.default_rng(0).bit_generator.state
-    state: dict[str, Any] = {"tensor": torch.ones(2), "python": random.getstate(), "pcg64": str(generator), "list": [1, "a", None]}
+    state: dict[str, Any] = {
+        "tensor": torch.ones(2),
+        "python": random.getstate(),
+        "pcg64": str(generator),
+        "list": [1, "a", None],
+    }
     restored = resume(tmp_path, state)
     assert torch.equal(restored.pop("tensor"), state.pop("tensor"))
     assert restored == state

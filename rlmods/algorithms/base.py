@@ -42,12 +42,13 @@ class Algorithm(LightningModule):
         """Take the budget from the data module; let the CPU round denormal numbers to zero.
 
         Raises:
-            ValueError: under 16-bit precision, whose loss scaler the raw optimiser steps would pass by.
+            ValueError: under a precision other than 32-true or bf16-mixed.
         """
-        if str(self.trainer.precision).startswith("16"):
+        if self.trainer.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(
                 f"got Trainer(precision={self.trainer.precision!r}), expected 32-true or bf16-mixed: raw optimiser "
-                "steps pass by the loss scaler of 16-bit training; type --trainer.precision bf16-mixed"
+                "steps pass by the loss scaler of 16-bit training, and replay is single precision; type "
+                "--trainer.precision bf16-mixed"
             )
         # Where a ReLU unit is dead, Adam's moments decay into denormal numbers, and each step takes four times as long.
         torch.set_flush_denormal(True)
@@ -173,8 +174,9 @@ class Algorithm(LightningModule):
         metrics = {f"{group}/{name}": value for name, value in self.evaluation_metrics(episodes).items()}
         # float64, because float32 counts whole steps only up to 16.7 million.
         metrics["step"] = torch.tensor(evaluator.env_steps, dtype=torch.float64)
-        # All processes log the same numbers; without sync_dist Lightning warns that they might not.
-        self.log_dict(metrics, batch_size=1, sync_dist=True)
+        # All processes log the same numbers; without sync_dist Lightning warns that they might not, and NCCL needs them
+        # on the device.
+        self.log_dict({name: value.to(self.device) for name, value in metrics.items()}, batch_size=1, sync_dist=True)
 
     def _of_all_processes(self, episodes: EpisodeBatch) -> EpisodeBatch:
         if self.trainer.world_size == 1:

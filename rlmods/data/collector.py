@@ -48,6 +48,7 @@ class Collector:
         self.environments = environments
         self.gamma = gamma
         self.n_steps = n_steps
+        self.seed = seed
         self.env_steps = 0
         self.observation = environments.reset(seed)
         self.episode_return = np.zeros(environments.num_envs)
@@ -55,6 +56,8 @@ class Collector:
         self.returns = _EpisodeWindow()
         self.lengths = _EpisodeWindow()
         self.rows: _Rows | None = None
+        self._closed = False
+        self._last_state: dict[str, Any] | None = None
         # Where a resume must truncate the running episodes, their last step stays open until the next one.
         self.lookahead = n_steps - 1 if environments.can_save else n_steps
 
@@ -123,6 +126,12 @@ class Collector:
             self.returns.append(np.concatenate(returns))
             self.lengths.append(np.concatenate(lengths))
 
+    def close(self) -> None:
+        """Close the environments; their last state can still be saved."""
+        self._last_state = self.environments.state_dict()
+        self._closed = True
+        self.environments.close()
+
     def rollout_statistics(self) -> dict[str, float]:
         """Means over the last 100 finished episodes, by tag; empty before the first."""
         returns, lengths = self.returns.values(), self.lengths.values()
@@ -134,7 +143,7 @@ class Collector:
         """Everything that a resume needs; `environments` is None where they cannot be saved."""
         return {
             "env_steps": self.env_steps,
-            "environments": self.environments.state_dict(),
+            "environments": self._last_state if self._closed else self.environments.state_dict(),
             "observation": map_observation(torch.clone, to_tensors(self.observation, torch.device("cpu"))),
             "episode_return": torch.from_numpy(self.episode_return.copy()),
             "episode_length": torch.from_numpy(self.episode_length.copy()),
@@ -155,6 +164,9 @@ class Collector:
         self.lengths.restore(state["lengths"])
         self.rows = None if state["rows"] is None else _Rows(**state["rows"])
         if state["environments"] is None:
+            # Folded with the clock: the seed alone would play the run's first episodes again.
+            sequence = np.random.SeedSequence([self.seed, self.env_steps])
+            self.observation = self.environments.reset(int(sequence.generate_state(1)[0]))
             return self._truncate_open_rows()
         self.environments.load_state_dict(state["environments"])
         self.observation = to_arrays(state["observation"])

@@ -45,7 +45,7 @@ class ReplayDataModule(LightningDataModule):
         steps_per_iteration: environment steps between two blocks of updates, a multiple of `num_envs`.
         updates_per_iteration: updates of a block.
         eval_episodes: episodes of one evaluation.
-        eval_every: environment steps between two evaluations, rounded down to whole iterations.
+        eval_every: environment steps between two evaluations, rounded down to whole iterations, at least one.
         prioritized_replay: draw transitions by their TD error (Schaul et al. 2016).
         prioritized_replay_alpha: exponent of the priority; 0 is uniform.
         prioritized_replay_beta0: exponent of the importance weight at the start; it ends at 1.
@@ -144,19 +144,21 @@ class ReplayDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Build environments and replay, and give the trainer the rhythm of the evaluations."""
-        if self.seed is None:
-            self.seed = torch.initial_seed()
-        if stage != TrainerFn.FITTING or self.collector is not None:
+        configured: int | None = self.hparams["seed"]
+        self.seed = torch.initial_seed() if configured is None else configured
+        if stage != TrainerFn.FITTING:
             return
         trainer = self._attached_trainer()
+        self.iterations = self._env_steps = 0
         self._schedule_evaluations(trainer)
         environments = self._make_envs(self.num_envs)
         self.collector = Collector(
             environments, gamma=self.gamma, n_steps=self.n_steps, seed=self._stream_seed(_TRAINING)
         )
-        rank_zero_info(ReplayBuffer.describe(self.spec, self.buffer_size))
+        replay_class = PrioritizedReplayBuffer if self.prioritized_replay else ReplayBuffer
+        rank_zero_info(replay_class.describe(self.spec, self.buffer_size))
         self.replay = self._make_replay()
-        self.segments = ReplaySegments(Path(str(trainer.log_dir)) / self._replay_folder_name())
+        self.segments = ReplaySegments(Path(trainer.log_dir or trainer.default_root_dir) / self._replay_folder_name())
 
     def _schedule_evaluations(self, trainer: Trainer) -> None:
         if trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch != 1:
@@ -194,7 +196,9 @@ class ReplayDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Close the environments; what was collected stays."""
         if stage == TrainerFn.FITTING and self.collector is not None:
-            self.collector.environments.close()
+            self.collector.close()
+            trainer = self._attached_trainer()
+            trainer.val_check_interval, trainer.check_val_every_n_epoch = 1.0, 1
         for environments in self._evaluation_environments.values():
             environments.close()
         self._evaluation_environments.clear()
@@ -243,7 +247,12 @@ class ReplayDataModule(LightningDataModule):
             return {}
         folder = self._replay_folder_name()
         files = {f"{folder}/{name}": sha256 for name, sha256 in self.segments.append(self.replay).items()}
-        process = {"collector": self.collector.state_dict(), "replay": self.replay.state_dict(), "files": files}
+        process = {
+            "collector": self.collector.state_dict(),
+            "replay": self.replay.state_dict(),
+            "files": files,
+            "folder": str(self.segments.folder.resolve()),
+        }
         processes = gather_objects(process, self._attached_trainer())
         return {
             "spec": self.spec,
@@ -262,22 +271,22 @@ class ReplayDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore; outside `fit` only the clock.
+        """Restore; outside `fit` only the clock and the seed.
 
         Raises:
             ValueError: where the checkpoint was written with settings that a resume cannot change.
         """
         self._env_steps = state_dict["env_steps"]
-        trainer = self._attached_trainer()
-        if trainer.state.fn != TrainerFn.FITTING:
+        self.seed = state_dict["seed"]
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        trainer = self.trainer
         self.check_checkpoint(state_dict, trainer.world_size)
         collector, replay, _ = self._fitting()
         self.iterations = state_dict["iterations"]
-        self.seed = state_dict["seed"]
         process = state_dict["processes"][trainer.global_rank]
         replay.load_state_dict(process["replay"])
-        self._load_transitions(process["files"], trainer)
+        self._load_transitions(process, trainer)
         truncated = collector.load_state_dict(process["collector"])
         if truncated is not None:
             rank_zero_warn(
@@ -320,11 +329,12 @@ class ReplayDataModule(LightningDataModule):
         names = ("num_envs", "gamma", "n_steps", "buffer_size", "steps_per_iteration", "prioritized_replay")
         return {name: self.hparams[name] for name in names}
 
-    def _load_transitions(self, files: dict[str, str], trainer: Trainer) -> None:
+    def _load_transitions(self, process: dict[str, Any], trainer: Trainer) -> None:
         _, replay, segments = self._fitting()
-        checkpoint_folder = Path(str(trainer.ckpt_path)).resolve().parent.parent
-        by_name = {Path(name).name: sha256 for name, sha256 in files.items()}
-        source = checkpoint_folder / self._replay_folder_name()
+        by_name = {Path(name).name: sha256 for name, sha256 in process["files"].items()}
+        # Beside the checkpoint, also where the run was moved; else, with a dirpath of one's own, where it was written.
+        beside = Path(str(trainer.ckpt_path)).resolve().parent.parent / self._replay_folder_name()
+        source = beside if beside.exists() else Path(process["folder"])
         if source == segments.folder.resolve():
             segments.load(replay, by_name)
         else:

@@ -91,13 +91,6 @@ class ReplaySegments:
                 f"{buffer.inserted}: load the buffer's own state_dict of the same checkpoint first"
             )
 
-    def prune(self, keep: set[str]) -> None:
-        """Remove the segments, and what an interrupted write left behind, that no checkpoint names."""
-        for pattern in ("*.pt", "*.tmp"):
-            for path in self.folder.glob(pattern):
-                if path.name not in keep:
-                    path.unlink()
-
     def _write(self, buffer: ReplayBuffer, first: int, last: int) -> _Segment:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"first": first, "last": last, "transition": buffer.rows(first, last)._asdict()}
