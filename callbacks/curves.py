@@ -34,6 +34,9 @@ class Curves(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._env_steps = experience_source(trainer).env_steps
+        counted = self._interval.get("update_steps", {}).get("train/n_updates", [])
+        if counted:  # by the run that goes on here; its seconds are not known
+            self._updates = float(counted[-1])
         self._training_seconds = 0.0
         self._started = time.perf_counter()
 

@@ -96,7 +96,7 @@ class EnvStepsProgressBar(ProgressBar):
     def _line(self, trainer: Trainer) -> str:
         source = experience_source(trainer)
         rate = self._rate(trainer)
-        seconds_left = (source.total_env_steps - source.env_steps) / max(rate, 1e-9)
+        seconds_left = max(0.0, (source.total_env_steps - source.env_steps) / max(rate, 1e-9))
         return (
             f"{source.env_steps:,}/{source.total_env_steps:,} env steps, {rate:,.0f}/s, "
             f"return {_last_return(trainer)}, eval {_last_evaluation(trainer)}, {seconds_left:,.0f} s left"

@@ -56,6 +56,10 @@ class Algorithm(LightningModule):
         if isinstance(source, ExperienceSource):
             self.total_env_steps = source.total_env_steps
 
+    def teardown(self, stage: str) -> None:
+        """Give the CPU its denormal numbers back."""
+        torch.set_flush_denormal(False)
+
     def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
         """Observations `[N, *shape]` to actions `[N]` int64 or `[N, A]` float32."""
         raise NotImplementedError

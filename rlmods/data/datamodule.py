@@ -247,12 +247,7 @@ class ReplayDataModule(LightningDataModule):
             return {}
         folder = self._replay_folder_name()
         files = {f"{folder}/{name}": sha256 for name, sha256 in self.segments.append(self.replay).items()}
-        process = {
-            "collector": self.collector.state_dict(),
-            "replay": self.replay.state_dict(),
-            "files": files,
-            "folder": str(self.segments.folder.resolve()),
-        }
+        process = {"collector": self.collector.state_dict(), "replay": self.replay.state_dict(), "files": files}
         processes = gather_objects(process, self._attached_trainer())
         return {
             "spec": self.spec,
@@ -286,7 +281,7 @@ class ReplayDataModule(LightningDataModule):
         self.iterations = state_dict["iterations"]
         process = state_dict["processes"][trainer.global_rank]
         replay.load_state_dict(process["replay"])
-        self._load_transitions(process, trainer)
+        self._load_transitions(process["files"], trainer)
         truncated = collector.load_state_dict(process["collector"])
         if truncated is not None:
             rank_zero_warn(
@@ -329,12 +324,10 @@ class ReplayDataModule(LightningDataModule):
         names = ("num_envs", "gamma", "n_steps", "buffer_size", "steps_per_iteration", "prioritized_replay")
         return {name: self.hparams[name] for name in names}
 
-    def _load_transitions(self, process: dict[str, Any], trainer: Trainer) -> None:
+    def _load_transitions(self, files: dict[str, str], trainer: Trainer) -> None:
         _, replay, segments = self._fitting()
-        by_name = {Path(name).name: sha256 for name, sha256 in process["files"].items()}
-        # Beside the checkpoint, also where the run was moved; else, with a dirpath of one's own, where it was written.
-        beside = Path(str(trainer.ckpt_path)).resolve().parent.parent / self._replay_folder_name()
-        source = beside if beside.exists() else Path(process["folder"])
+        by_name = {Path(name).name: sha256 for name, sha256 in files.items()}
+        source = Path(str(trainer.ckpt_path)).resolve().parent.parent / self._replay_folder_name()
         if source == segments.folder.resolve():
             segments.load(replay, by_name)
         else:
