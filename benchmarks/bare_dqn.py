@@ -77,6 +77,7 @@ class BareDQN:
 
     def __init__(self, settings: SpeedSettings, seed: int) -> None:
         torch.manual_seed(seed)
+        torch.set_flush_denormal(True)  # as rlmods does; a setting of the thread
         mode = "sync" if settings.num_envs == 1 else "vector_entry_point"
         self.settings = settings
         self.envs = gym.make_vec("CartPole-v1", settings.num_envs, vectorization_mode=mode)
