@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,7 @@ def test_killed_terminated_interrupted_and_never_stopped(plain: Runs, monkeypatc
 def test_killed_with_everything_on(everything: Runs) -> None:
     killed = start(*everything.command("stopped", *kill_at(18, signal.SIGKILL)), modules=everything.folder)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    time.sleep(1.1)  # TensorBoard orders the files of a run by the second in which they were opened
     everything.fit("stopped", "--ckpt_path", "last")
     stopped = newest_run(everything.folder / "stopped")
     assert differences(everything.whole, stopped) == []
@@ -117,6 +119,7 @@ def has_ended():
 rng = random.Random(0)
 arguments, kills, last = sys.argv[1:], 0, []
 for attempt in range(40):
+    time.sleep(1.1)  # TensorBoard orders the files of a run by the second in which they were opened
     pid = os.fork()
     if pid == 0:
         code = 0
@@ -127,7 +130,7 @@ for attempt in range(40):
         finally:
             os._exit(code)
     # Longer from time to time, so that the run comes to its end on a slow machine too.
-    deadline = time.monotonic() + rng.uniform(0.3, 1.0 + 0.2 * attempt)
+    deadline = time.monotonic() + rng.uniform(0.05, 0.3 + 0.2 * attempt)
     done = status = 0
     while not done and time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
