@@ -50,7 +50,7 @@ class Algorithm(LightningModule):
                 "steps pass by the loss scaler of 16-bit training, and replay is single precision; type "
                 "--trainer.precision bf16-mixed"
             )
-        # Where a ReLU unit is dead, Adam's moments decay into denormal numbers, and each step takes four times as long.
+        # Where a ReLU unit is dead, Adam's moments decay into denormal numbers, on which arithmetic is slow.
         torch.set_flush_denormal(True)
         source = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(source, ExperienceSource):
