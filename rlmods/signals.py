@@ -53,7 +53,6 @@ SIGNALS: dict[str, Signal] = {
     "q_value": Signal("[K, B]", "return", -math.inf, math.inf, {"train/q_mean": _MEAN, "stability/q_max": _MAXIMUM}),
     "td_target": Signal("[K, B]", "return", -math.inf, math.inf, {"train/td_target": _MEAN}),
     "td_error": Signal("[K, B]", "return", -math.inf, math.inf, {"train/td_error_abs": _ABSOLUTE_MEAN}),
-    "importance_weight": Signal("[K, B]", "1", 0.0, 1.0, {}),
     "grad_norm": Signal("[K]", "L2 norm before the clip", 0.0, math.inf, {"stability/grad_norm": _MEAN}),
     "learning_rate": Signal("[]", "1", 0.0, math.inf, {"train/learning_rate": _STATE}),
     "exploration_rate": Signal("[]", "probability", 0.0, 1.0, {"rollout/exploration_rate": _STATE}),
