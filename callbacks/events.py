@@ -1,6 +1,7 @@
 """The run's log of alarms, actions, stops and resumes: one JSON object a line, in `events.jsonl` of the run folder."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ def append_event(trainer: Trainer, kind: str, message: str, evidence: Mapping[st
         trainer: of the run.
         kind: "start", "resume", "stop", "alarm" or "action".
         message: in words, for a person.
-        evidence: the numbers behind it; must be JSON.
+        evidence: the numbers behind it; must be JSON, but for NaN and infinity, which are written as words.
     """
     folder = run_folder(trainer)
     if folder is None or not trainer.is_global_zero:
@@ -39,11 +40,20 @@ def append_event(trainer: Trainer, kind: str, message: str, evidence: Mapping[st
         "env_steps": source.env_steps if isinstance(source, ExperienceSource) else None,
         "iteration": trainer.global_step,
         "message": message,
-        "evidence": dict(evidence),
+        "evidence": _without_non_finite(dict(evidence)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / FILE_NAME).open("a") as file:
         file.write(json.dumps(event) + "\n")
+
+
+def _without_non_finite(value: Any) -> Any:
+    """JSON has no word for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {name: _without_non_finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_non_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def mark_events_beyond(folder: Path, env_steps: int) -> None:

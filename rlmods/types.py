@@ -113,6 +113,8 @@ class EpisodeBatch(NamedTuple):
     discounted_returns: Tensor  # [E] float64
     successes: Tensor  # [E] float64, 0 or 1; NaN where the environment does not report `is_success`
     start_observation: Observation  # [E, *shape]
+    final_observation: Observation  # [E, *shape], the successor of the last step
+    final_discount: Tensor  # [E] float32, γ^length where the episode was truncated, 0 where it terminated
 
 
 class StepResult(NamedTuple):
@@ -166,6 +168,26 @@ class ExperienceSource(Protocol):
 
     def rollout_statistics(self) -> dict[str, float]:
         """Means over the last 100 training episodes, by tag; empty before the first has ended."""
+        ...
+
+
+@runtime_checkable
+class ReplaySource(Protocol):
+    """What a safeguard asks of a data module that has a replay, of this process."""
+
+    @property
+    def transitions_added(self) -> int:
+        """Transitions ever put into the replay."""
+        ...
+
+    @property
+    def replay_size(self) -> int:
+        """Transitions that are in it."""
+        ...
+
+    @property
+    def uses_per_transition(self) -> float:
+        """How often a transition is drawn on average, as configured: updates · batch size / transitions collected."""
         ...
 
 

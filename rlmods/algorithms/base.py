@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from rlmods.functional.norms import clip_by_global_norm_, global_norm
@@ -28,6 +29,8 @@ class Algorithm(LightningModule):
         total_env_steps: the budget, by which schedules run; the data module owns it, 0 until a trainer has attached it.
         update_steps: gradient updates so far.
         target_transforms: callables that the algorithm applies in turn to its bootstrap targets `[B]`.
+        grad_norm: L2 norm before the clip of the update under way, for who looks at it in a step hook.
+        learning_rate_scale: factor on every learning rate that `set_learning_rate` writes; a rollback lowers it.
     """
 
     def __init__(self, spec: EnvSpec) -> None:
@@ -37,6 +40,9 @@ class Algorithm(LightningModule):
         self.total_env_steps = 0
         self.update_steps = 0
         self.target_transforms: list[TargetTransform] = []
+        self.grad_norm: Tensor | None = None
+        self.learning_rate_scale = 1.0
+        self._backward_is_hooked: bool | None = None  # not known before the first update
 
     def setup(self, stage: str) -> None:
         """Take the budget from the data module; let the CPU round denormal numbers to zero.
@@ -50,6 +56,7 @@ class Algorithm(LightningModule):
                 "steps pass by the loss scaler of 16-bit training, and replay is single precision; type "
                 "--trainer.precision bf16-mixed"
             )
+        self._backward_is_hooked = None
         # Where a ReLU unit is dead, Adam's moments decay into denormal numbers, on which arithmetic is slow.
         torch.set_flush_denormal(True)
         source = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -88,6 +95,7 @@ class Algorithm(LightningModule):
                 grad_norm = global_norm(gradients)
             else:
                 grad_norm = clip_by_global_norm_(gradients, max_grad_norm)
+        self.grad_norm = grad_norm
         self._step(optimizer, counts=counts)
         self.update_steps += 1
         return grad_norm
@@ -97,14 +105,16 @@ class Algorithm(LightningModule):
         trainer: Any = self.trainer  # Lightning's own attributes, some without a type
         strategy = trainer.strategy
         plain = type(strategy.precision_plugin) is Precision and type(trainer.profiler) is PassThroughProfiler
-        if not plain or self._is_backward_hooked():
+        if self._backward_is_hooked is None:
+            self._backward_is_hooked = self._finds_backward_hooks()
+        if not plain or self._backward_is_hooked:
             super().manual_backward(loss, *args, **kwargs)
             return
         strategy.pre_backward(loss)  # prepares DDP
         self.backward(loss, *args, **kwargs)
         strategy.post_backward(loss)
 
-    def _is_backward_hooked(self) -> bool:
+    def _finds_backward_hooks(self) -> bool:
         """Whether a callback or the module has a hook of its own around the backward pass."""
         trainer: Any = self.trainer
         return any(
@@ -141,14 +151,16 @@ class Algorithm(LightningModule):
         else:
             optimizer.optimizer.step()
 
-    def set_learning_rate(self, optimizer: LightningOptimizer, learning_rate: float) -> None:
-        """Write the learning rate into every parameter group."""
+    def set_learning_rate(self, optimizer: LightningOptimizer, learning_rate: float) -> float:
+        """Write the learning rate, scaled, into every parameter group; returns what was written."""
+        effective = learning_rate * self.learning_rate_scale
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = effective
+        return effective
 
-    def validation_step(self, batch: Evaluator, batch_idx: int) -> None:
-        """Play the evaluation episodes and log them under `eval/`."""
-        self._log_episodes("eval", batch)
+    def validation_step(self, batch: Evaluator, batch_idx: int) -> STEP_OUTPUT:
+        """Play the evaluation episodes and log them under `eval/`. Returns `returns` `[E]`, for paired comparisons."""
+        return {"returns": self._log_episodes("eval", batch).returns}
 
     def test_step(self, batch: Evaluator, batch_idx: int) -> None:
         """Play the test episodes and log them under `test/`."""
@@ -173,7 +185,7 @@ class Algorithm(LightningModule):
             metrics["success_rate"] = episodes.successes.nanmean()
         return metrics
 
-    def _log_episodes(self, group: str, evaluator: Evaluator) -> None:
+    def _log_episodes(self, group: str, evaluator: Evaluator) -> EpisodeBatch:
         episodes = self._of_all_processes(evaluator.run(self))
         metrics = {f"{group}/{name}": value for name, value in self.evaluation_metrics(episodes).items()}
         # float64, because float32 counts whole steps only up to 16.7 million.
@@ -181,6 +193,7 @@ class Algorithm(LightningModule):
         # All processes log the same numbers; without sync_dist Lightning warns that they might not, and NCCL needs them
         # on the device.
         self.log_dict({name: value.to(self.device) for name, value in metrics.items()}, batch_size=1, sync_dist=True)
+        return episodes
 
     def _of_all_processes(self, episodes: EpisodeBatch) -> EpisodeBatch:
         if self.trainer.world_size == 1:
@@ -188,13 +201,18 @@ class Algorithm(LightningModule):
         return EpisodeBatch(*(_flatten_processes(self.all_gather(field)) for field in episodes))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the clock and the algorithm's name."""
-        checkpoint["algorithm"] = {"name": type(self).__name__, "update_steps": self.update_steps}
+        """Save the clock, the scale of the learning rate and the algorithm's name."""
+        checkpoint["algorithm"] = {
+            "name": type(self).__name__,
+            "update_steps": self.update_steps,
+            "learning_rate_scale": self.learning_rate_scale,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the clock."""
+        """Restore the clock and the scale of the learning rate."""
         self.check_checkpoint(checkpoint)
         self.update_steps = checkpoint["algorithm"]["update_steps"]
+        self.learning_rate_scale = checkpoint["algorithm"]["learning_rate_scale"]
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Whether a checkpoint is of this algorithm and of an environment like this one.

@@ -121,13 +121,13 @@ class DQN(Algorithm):
         learning_rate = linear_schedule(
             batch.progress, start=self.learning_rate, end=self.final_learning_rate, fraction=1.0
         )
-        self.set_learning_rate(optimizer, learning_rate)
+        effective_learning_rate = self.set_learning_rate(optimizer, learning_rate)
         minibatches = batch.minibatches()
         signals = stack_signals(
             [self.update(optimizer, minibatch, counts=minibatch is minibatches[-1]) for minibatch in minibatches]
         )
         self.feed_back(batch.index, td_error=signals["td_error"])
-        signals["learning_rate"] = torch.tensor(learning_rate)
+        signals["learning_rate"] = torch.tensor(effective_learning_rate)
         signals["exploration_rate"] = torch.tensor(self.exploration_rate(batch.env_steps))
         signals["update_steps"] = torch.tensor(self.update_steps)
         return signals
@@ -172,9 +172,19 @@ class DQN(Algorithm):
         return target
 
     def evaluation_metrics(self, episodes: EpisodeBatch) -> dict[str, Tensor]:
-        """Adds `q_start`, the mean of max_a Q at the first observations: what the network expects to get."""
+        """Adds what the network expected to get at the first observations, and by how much it was wrong.
+
+        `q_start` is the mean of max_a Q there; `q_gap` the mean over the episodes of max_a Q minus the discounted
+        return that followed, where a truncated episode is continued by the network's own value; `q_gap_sem` the
+        standard error of that mean.
+        """
         metrics = super().evaluation_metrics(episodes)
-        metrics["q_start"] = self.q_network(episodes.start_observation).amax(-1).mean()
+        q_start = self.q_network(episodes.start_observation).amax(-1)
+        continuation = episodes.final_discount * self.q_network(episodes.final_observation).amax(-1)
+        gap = q_start - (episodes.discounted_returns.to(q_start) + continuation)
+        metrics["q_start"] = q_start.mean()
+        metrics["q_gap"] = gap.mean()
+        metrics["q_gap_sem"] = gap.std(correction=0) / max(gap.numel() - 1, 1) ** 0.5
         return metrics
 
     def configure_optimizers(self) -> Optimizer:

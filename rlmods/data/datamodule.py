@@ -136,6 +136,21 @@ class ReplayDataModule(LightningDataModule):
         """Iterations of the whole run."""
         return ceil(self.total_env_steps / (self.steps_per_iteration * self._attached_trainer().world_size))
 
+    @property
+    def transitions_added(self) -> int:
+        """Transitions that this process ever put into its replay."""
+        return 0 if self.replay is None else self.replay.inserted
+
+    @property
+    def replay_size(self) -> int:
+        """Transitions in the replay of this process."""
+        return 0 if self.replay is None else len(self.replay)
+
+    @property
+    def uses_per_transition(self) -> float:
+        """How often a transition is drawn on average, as configured."""
+        return self.updates_per_iteration * self.batch_size / self.steps_per_iteration
+
     def rollout_statistics(self) -> dict[str, float]:
         """Means over the last 100 training episodes of this process, by tag; empty before the first has ended."""
         return {} if self.collector is None else self.collector.rollout_statistics()

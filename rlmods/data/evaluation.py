@@ -53,7 +53,9 @@ class EpisodeEvaluator:
         returns, discounted_returns = np.zeros(num_episodes), np.zeros(num_episodes)
         lengths = np.zeros(num_episodes, dtype=np.int64)
         successes = np.full(num_episodes, np.nan)
+        final_discounts = np.zeros(num_episodes, dtype=np.float32)
         start: ArrayObservation | None = None
+        final: ArrayObservation | None = None
         frames: list[Any] = []
         for step in self._steps(policy, frames):
             start = step.observation if start is None else start
@@ -62,7 +64,9 @@ class EpisodeEvaluator:
             discounted_returns += self.gamma**lengths * reward
             lengths += step.playing
             successes[step.ended] = step.result.success[step.ended]
-        if start is None:
+            final_discounts = np.where(step.truncated, self.gamma**lengths, final_discounts)
+            final = _where(step.ended, step.result.next_observation, final)
+        if start is None or final is None:
             raise RuntimeError("got 0 episodes, expected at least one: type --data.init_args.eval_episodes 1")
         if self.video_folder is not None:
             write_video(self.video_folder / f"env_steps={self.env_steps}.mp4", frames, self.environments.render_fps)
@@ -72,6 +76,8 @@ class EpisodeEvaluator:
             discounted_returns=torch.from_numpy(discounted_returns),
             successes=torch.from_numpy(successes),
             start_observation=to_tensors(start, self.device),
+            final_observation=to_tensors(final, self.device),
+            final_discount=torch.from_numpy(final_discounts.astype(np.float32)).to(self.device),
         )
 
     def record(self, policy: Policy) -> dict[str, Tensor]:
@@ -119,3 +125,22 @@ class _Step(NamedTuple):
     def ended(self) -> npt.NDArray[np.bool_]:
         """[E], whether the episode ends with this step."""
         return self.playing & (self.result.terminated | self.result.truncated)
+
+    @property
+    def truncated(self) -> npt.NDArray[np.bool_]:
+        """[E], whether the episode ends with this step by a truncation."""
+        return self.playing & self.result.truncated
+
+
+def _where(
+    chosen: npt.NDArray[np.bool_], observation: ArrayObservation, other: ArrayObservation | None
+) -> ArrayObservation:
+    """The observations `[E, *shape]` of the chosen environments, for the rest those of `other`."""
+    if isinstance(observation, dict):
+        others = other if isinstance(other, dict) else observation
+        return {key: _where_array(chosen, value, others[key]) for key, value in observation.items()}
+    return _where_array(chosen, observation, observation if other is None or isinstance(other, dict) else other)
+
+
+def _where_array(chosen: npt.NDArray[np.bool_], array: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.where(chosen.reshape(-1, *[1] * (array.ndim - 1)), array, other)

@@ -207,18 +207,30 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def feedback(self, index: Tensor, td_error: Tensor) -> None:
         """Set the priorities of the transitions just learned from; of duplicates, the last one holds.
 
+        A transition with a TD error that is not finite gets the lowest priority: nothing can be learned from it, and
+        with the highest it would be drawn again and again.
+
         Args:
             index: `[K, B]`, as drawn.
             td_error: `[K, B]`, signed.
 
         Raises:
-            ValueError: The shapes differ or a TD error is not finite. Nothing was set then.
+            ValueError: The shapes differ or no TD error is finite. Nothing was set then.
         """
         if index.shape != td_error.shape:
             raise ValueError(
                 f"index has shape {list(index.shape)}, td_error {list(td_error.shape)}, expected equal ones"
             )
-        priority = td_error_priority(td_error.detach().float().cpu(), alpha=self._alpha, eps=self._eps)
+        td_error = td_error.detach().float().cpu()
+        is_finite = td_error.isfinite()
+        if not is_finite.all():
+            if not is_finite.any():
+                raise ValueError(
+                    f"got {td_error.numel()} TD errors of which none is finite: the network or the data broke; add "
+                    "rlmods.callbacks.NonFiniteGuard, which names where it began"
+                )
+            td_error = td_error.where(is_finite, 0.0)
+        priority = td_error_priority(td_error, alpha=self._alpha, eps=self._eps)
         self._tree.set(index.reshape(-1).numpy(force=True), priority.reshape(-1).numpy())
 
     def state_dict(self) -> dict[str, Any]:

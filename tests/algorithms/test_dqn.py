@@ -142,6 +142,8 @@ def test_what_the_network_expects_is_reported_with_the_evaluation() -> None:
         discounted_returns=torch.tensor([5.0, 7.0]).double(),
         successes=torch.tensor([1.0, 0.0]).double(),
         start_observation=torch.tensor([[1.0, 2.0], [4.0, 3.0]]),
+        final_observation=torch.tensor([[9.0, 9.0], [1.0, 2.0]]),
+        final_discount=torch.tensor([0.0, 0.5]),  # the first terminated, the second was truncated
     )
     metrics = {name: float(value) for name, value in make_dqn().evaluation_metrics(episodes).items()}
     assert metrics == {
@@ -152,6 +154,8 @@ def test_what_the_network_expects_is_reported_with_the_evaluation() -> None:
         "episodes": 2.0,
         "success_rate": 0.5,
         "q_start": 3.0,
+        "q_gap": -3.5,  # 2 − 5 and 4 − (7 + 0.5 · 2)
+        "q_gap_sem": 0.5,
     }
 
 

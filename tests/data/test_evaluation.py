@@ -23,8 +23,15 @@ class Push:
         return torch.ones(len(observation), dtype=torch.int64)
 
 
-def make_evaluator(num_episodes: int = 4, gamma: float = 0.5, vectorization: str = "auto") -> EpisodeEvaluator:
-    environments = make_envs("CartPole-v1", num_episodes, vectorization=vectorization)  # type: ignore[arg-type]
+def make_evaluator(
+    num_episodes: int = 4, gamma: float = 0.5, vectorization: str = "auto", max_episode_steps: int = 500
+) -> EpisodeEvaluator:
+    environments = make_envs(
+        "CartPole-v1",
+        num_episodes,
+        env_kwargs={"max_episode_steps": max_episode_steps},
+        vectorization=vectorization,  # type: ignore[arg-type]
+    )
     return EpisodeEvaluator(environments, gamma=gamma, seed=7, env_steps=123, device=torch.device("cpu"))
 
 
@@ -39,6 +46,18 @@ def test_each_environment_plays_one_episode(vectorization: str) -> None:
     torch.testing.assert_close(episodes.discounted_returns, 2 - 2.0 ** (1 - episodes.lengths.double()))
     assert all(policy.deterministic)
     assert bool(episodes.successes.isnan().all())
+
+
+def test_what_follows_an_episode() -> None:
+    """A terminated episode is followed by nothing; one that is cut off after 5 steps, by γ⁵ of its last observation."""
+    terminated = make_evaluator().run(Push())
+    assert terminated.final_discount.tolist() == [0.0] * 4
+    policy = Push()
+    truncated = make_evaluator(max_episode_steps=5).run(policy)
+    assert truncated.final_discount.tolist() == [2.0**-5] * 4
+    recorded = make_evaluator(max_episode_steps=6).record(Push())
+    sixth = [recorded["observation"][recorded["episode"] == episode][5] for episode in range(4)]
+    torch.testing.assert_close(truncated.final_observation, torch.stack(sixth))
 
 
 def test_a_shorter_episode_is_not_played_twice() -> None:

@@ -203,8 +203,15 @@ def test_feedback_is_checked() -> None:
     buffer.extend(transitions(0, 3))
     with pytest.raises(ValueError, match=r"\[1, 2\], td_error \[2\]"):
         buffer.feedback(torch.tensor([[0, 1]]), torch.ones(2))
-    with pytest.raises(ValueError, match="expected finite"):
-        buffer.feedback(torch.tensor([[0, 1]]), torch.tensor([[1.0, torch.nan]]))
+    with pytest.raises(ValueError, match="2 TD errors of which none is finite"):
+        buffer.feedback(torch.tensor([[0, 1]]), torch.tensor([[torch.inf, torch.nan]]))
+
+
+def test_what_nothing_can_be_learned_from_gets_the_lowest_priority() -> None:
+    buffer = PrioritizedReplayBuffer(SPEC, 3, seed=0, prioritized_replay_alpha=1.0, prioritized_replay_eps=0.5)
+    buffer.extend(transitions(0, 3))
+    buffer.feedback(torch.tensor([[0, 1]]), torch.tensor([[1.0, torch.nan]]))
+    assert buffer.state_dict()["priority_tree"]["priorities"].tolist() == [1.5, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(("alpha", "beta0", "eps"), [(1.1, 0.4, 1e-6), (0.6, -0.1, 1e-6), (0.6, 0.4, 0.0)])
