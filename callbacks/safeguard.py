@@ -21,6 +21,10 @@ Mode = Literal["observe", "act", "stop"]
 log = logging.getLogger(__name__)
 
 
+class MissingInputError(ValueError):
+    """A safeguard needs what the module or the data do not give; found at the first batch that should have it."""
+
+
 class Safeguard(Callback):
     """A callback that raises alarms, and acts on them as far as its mode lets it.
 
@@ -37,6 +41,7 @@ class Safeguard(Callback):
     Attributes:
         active: the severity of each cause that is present now.
         raised: (cause, severity) of every alarm so far, in order.
+        stopped: why it ended the training; None where it did not.
     """
 
     def __init__(self, *, name: str, mode: Mode) -> None:
@@ -48,6 +53,7 @@ class Safeguard(Callback):
         self.mode = mode
         self.active: dict[str, Severity] = {}
         self.raised: list[tuple[str, Severity]] = []
+        self.stopped: str | None = None
         self._is_set_up = False
 
     @property
@@ -118,6 +124,7 @@ class Safeguard(Callback):
     def stop(self, trainer: Trainer, reason: str) -> None:
         """End the training after this iteration. Every process must call it."""
         trainer.should_stop = True
+        self.stopped = reason
         append_event(trainer, "stop", f"{type(self).__name__}: {reason}", {"safeguard": self.name})
 
     def draw(self, trainer: Trainer, curves: Mapping[str, float]) -> None:
@@ -242,12 +249,12 @@ def require_signals(safeguard: Callback, outputs: Any, names: Iterable[str]) -> 
     """Raise where `training_step` did not return the signals that a safeguard needs.
 
     Raises:
-        ValueError: naming the missing ones and those that were found.
+        MissingInputError: naming the missing ones and those that were found.
     """
     found = sorted(outputs) if isinstance(outputs, Mapping) else []
     missing = [name for name in names if name not in found]
     if missing:
-        raise ValueError(
+        raise MissingInputError(
             f"{type(safeguard).__name__} needs the signals {missing}, but training_step returned "
             f"{found or 'nothing'}: return a dict with detached tensors under these names (rlmods/signals.py says what "
             "they mean), or leave this callback out"

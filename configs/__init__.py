@@ -6,8 +6,9 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name → file."""
-    return {file.stem: file for file in sorted(_FOLDER.glob("*.yaml"))}
+    """Name → file. A file in a sub-folder has its name with it, `safeguards/observe`."""
+    files = sorted(_FOLDER.rglob("*.yaml"))
+    return {file.relative_to(_FOLDER).with_suffix("").as_posix(): file for file in files}
 
 
 def find_config(name: str) -> Path:

@@ -20,6 +20,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, r
 
 from rlmods.algorithms.base import Algorithm
 from rlmods.callbacks import Curves, EnvStepsProgressBar, GlobalRNG, GracefulStop, RunRecord
+from rlmods.callbacks.safeguard import MissingInputError, Safeguard
 from rlmods.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError
 from rlmods.checks import check_weights, check_writable, fit_to_spec, read_observations, refuse_unsupported
 from rlmods.configs import find_config
@@ -232,10 +233,12 @@ class RLModsCLI(LightningCLI):
         return TensorBoardLogger(root, name=RUNS, version=point.version, default_hp_metric=False, purge_step=purge_step)
 
     def after_fit(self) -> None:
-        """Leave as a signal asked for, also where the run had come to its end by then."""
+        """Leave as a signal asked for, also where the run had come to its end by then, or with 3 after a safeguard."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GracefulStop) and callback.received:
                 raise SystemExit(128 + callback.received)
+            if isinstance(callback, Safeguard) and callback.stopped is not None:
+                _fail(f"{type(callback).__name__} ended the training: {callback.stopped}", code=3)
 
     def before_test(self) -> None:
         """Hand over the folder for the video."""
@@ -280,7 +283,8 @@ def run(arguments: list[str]) -> None:
         arguments: the sub-command and its options.
 
     Raises:
-        SystemExit: 2 where the user has to correct something, 1 where a checkpoint could not be written.
+        SystemExit: 2 where the user has to correct something, 1 where a checkpoint could not be written, 3 where a
+            safeguard ended the training.
     """
     beginning = Beginning()
     _silence_noise()
@@ -288,6 +292,10 @@ def run(arguments: list[str]) -> None:
         RLModsCLI(_with_config_files(arguments), beginning)
     except CheckpointWriteError as error:
         _fail(str(error), code=1)
+    except MissingInputError as error:
+        if not beginning.begun:
+            beginning.undo()
+        _fail(str(error))
     except (ValueError, TypeError, OSError, ImportError, MisconfigurationException, DamagedCheckpointError) as error:
         if beginning.begun:
             if isinstance(error, OSError) and error.errno in _FULL:

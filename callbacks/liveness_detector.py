@@ -1,0 +1,250 @@
+"""Whether anything is being learned: the pure detector behind `LivenessGuard`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rlmods.callbacks.detectors import Confirmation, Severity, Verdict
+
+
+class LivenessWindow(NamedTuple):
+    """What one window measured. A dict holds what the module has; NaN stands for what this window did not show."""
+
+    updates: float  # optimiser steps with gradients, of all optimisers
+    update_ratio: Mapping[str, float]  # by parameter group: ‖Δθ‖ / ‖θ‖ of one update
+    learning_rate: Mapping[str, float]  # by parameter group, as the optimiser uses it
+    grad_norm: Mapping[str, Mapping[str, float]]  # by optimiser, by module: L2 norm before the step
+    target_distance: Mapping[str, float]  # by target network: ‖θ − θ'‖ / ‖θ‖, the larger of two updates in a row
+    target_moved: Mapping[str, float]  # by target network: 0 where its weights equal those of the window before
+    losses: Mapping[str, tuple[float, float]]  # by signal: lowest and highest of the window
+    collected: float  # environment steps in this window; NaN where nobody counts
+    added: float  # transitions put into the replay in this window; NaN where there is none
+    uses: float  # transitions drawn in this window
+    uses_per_transition: float  # as configured
+    progress: float  # 0 to 1 of the budget
+
+
+class LivenessDetector:
+    """See `LivenessGuard` for what each cause means.
+
+    Args:
+        inert_below: ‖Δθ‖/‖θ‖ of one update, below which the weights stand still.
+        violent_above: the same, above which they are thrown about.
+        target_patience: updates after which a target network must have moved.
+    """
+
+    def __init__(self, *, inert_below: float, violent_above: float, target_patience: int) -> None:
+        if not 0.0 <= inert_below < violent_above:
+            raise ValueError(
+                f"LivenessGuard got inert_below = {inert_below} and violent_above = {violent_above}, expected "
+                "0 ≤ inert_below < violent_above"
+            )
+        if target_patience < 1:
+            raise ValueError(f"LivenessGuard got target_patience = {target_patience}, expected updates, at least 1")
+        self.inert_below = inert_below
+        self.violent_above = violent_above
+        self.target_patience = target_patience
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew: at the beginning, and after the weights have jumped."""
+        self.windows = 0
+        self.confirmations: dict[str, Confirmation] = {}
+        self.peak_learning_rate: dict[str, float] = {}
+        self.still: dict[str, float] = {}  # by target network, by loss: updates since it last changed
+        self.pinned: dict[str, tuple[float, float]] = {}  # by loss: the value that it is pinned at, updates
+
+    def update(self, window: LivenessWindow) -> list[Verdict]:
+        """Take in a window."""
+        self.windows += 1
+        verdicts = [*self._experience(window)]
+        if window.updates > 0:
+            verdicts += [
+                *self._gradients(window),
+                *self._steps(window),
+                *self._learning_rates(window),
+                *self._targets(window),
+                *self._losses(window),
+            ]
+        return verdicts
+
+    def _confirmed(self, key: str, positive: bool, needed: int) -> bool:
+        return self.confirmations.setdefault(key, Confirmation(needed, needed)).update(positive)
+
+    def _gradients(self, window: LivenessWindow) -> list[Verdict]:
+        verdicts = []
+        for optimizer, modules in window.grad_norm.items():
+            largest = max(modules.values(), default=0.0)
+            dead = [
+                module
+                for module, norm in modules.items()
+                if self._confirmed(f"grad/{optimizer}/{module}", norm <= 1e-6 * largest and largest > 0.0, 3)
+            ]
+            if dead:
+                message = (
+                    f"{', '.join(dead)} of the optimiser {optimizer} got no gradient in 3 windows (at most 1e-6 of the "
+                    f"largest, {largest:.3g}), so its weights are not trained: a detach or no_grad cuts it off, "
+                    "nothing uses its output, or all its units are dead"
+                )
+                evidence = {"modules": dead, "grad_norm": dict(modules), "threshold": 1e-6 * largest, "windows": 3}
+                verdicts.append(Verdict("no_gradient", Severity.WARN, message, evidence))
+        return verdicts
+
+    def _steps(self, window: LivenessWindow) -> list[Verdict]:
+        verdicts = []
+        for group, ratio in window.update_ratio.items():
+            rate = window.learning_rate[group]
+            peak = max(self.peak_learning_rate.get(group, 0.0), rate)
+            self.peak_learning_rate[group] = peak
+            is_scheduled = rate < 0.01 * peak  # the end of a schedule is no defect, and has a cause of its own
+            evidence = {"group": group, "update_ratio": ratio, "learning_rate_used": rate, "learning_rate_peak": peak}
+            if self._confirmed(f"inert/{group}", ratio < self.inert_below and not is_scheduled, 2):
+                message = (
+                    f"an update changes the weights of {group} by {ratio:.2g} of their norm, less than "
+                    f"{self.inert_below:.0e}, at a learning rate of {rate:.3g}: nothing is learned. Look whether the "
+                    "optimiser holds these weights, whether the gradient is divided twice, and at the learning rate"
+                )
+                verdicts.append(
+                    Verdict("inert_update", Severity.WARN, message, evidence | {"threshold": self.inert_below})
+                )
+            if self._confirmed(f"violent/{group}", ratio > self.violent_above and self.windows > 4, 2):
+                message = (
+                    f"an update changes the weights of {group} by {ratio:.2g} of their norm, more than "
+                    f"{self.violent_above:.0e}, in 2 windows, at a learning rate of {rate:.3g}: what was learned is "
+                    "thrown away. Lower the learning rate"
+                )
+                verdicts.append(
+                    Verdict("violent_update", Severity.WARN, message, evidence | {"threshold": self.violent_above})
+                )
+        return verdicts
+
+    def _learning_rates(self, window: LivenessWindow) -> list[Verdict]:
+        verdicts = []
+        for group, rate in window.learning_rate.items():
+            peak = self.peak_learning_rate.get(group, rate)
+            if rate < 0.01 * peak and window.progress < 0.95:
+                message = (
+                    f"the learning rate of {group} is {rate:.2g}, {rate / peak:.1%} of its peak {peak:.2g}, with "
+                    f"{1.0 - window.progress:.0%} of the budget left: the rest of the run learns next to nothing. "
+                    "Align the schedule with the budget; a KL or clip fraction of 0 means nothing now"
+                )
+                evidence = {
+                    "group": group,
+                    "learning_rate_used": rate,
+                    "learning_rate_peak": peak,
+                    "progress": window.progress,
+                }
+                verdicts.append(Verdict("learning_rate_exhausted", Severity.WARN, message, evidence))
+        return verdicts
+
+    def _targets(self, window: LivenessWindow) -> list[Verdict]:
+        verdicts = []
+        for network, distance in window.target_distance.items():
+            if self._confirmed(f"lag/{network}", distance < 1e-9, 2):
+                message = (
+                    f"{network} equals its online network in two updates in a row, in 2 windows: it does not lag, so "
+                    "targets chase themselves. Lower tau, raise target_update_interval, or look whether both are one "
+                    "object"
+                )
+                verdicts.append(
+                    Verdict(
+                        "target_never_lags",
+                        Severity.WARN,
+                        message,
+                        {"network": network, "distance": distance, "threshold": 1e-9, "windows": 2},
+                    )
+                )
+            moved = window.target_moved.get(network, math.nan)
+            if not math.isnan(moved):
+                self.still[network] = 0.0 if moved else self.still.get(network, 0.0) + window.updates
+            # A distance of nothing says that there was nothing to follow.
+            if self.still.get(network, 0.0) > self.target_patience and distance > 1e-9:
+                message = (
+                    f"{network} has not moved for {self.still[network]:.0f} updates and is {distance:.2g} of the norm "
+                    "away from its online network: it is never updated, and targets stay those of the beginning"
+                )
+                evidence = {
+                    "network": network,
+                    "distance": distance,
+                    "updates": self.still[network],
+                    "threshold": self.target_patience,
+                }
+                verdicts.append(Verdict("target_never_moves", Severity.WARN, message, evidence))
+        return verdicts
+
+    def _losses(self, window: LivenessWindow) -> list[Verdict]:
+        verdicts = []
+        for name, (low, high) in window.losses.items():
+            value, updates = self.pinned.get(name, (math.nan, 0.0))
+            scale = 1e-6 * max(abs(low), abs(high))
+            # 0 is what a term that is switched off has, or a task that is solved exactly.
+            is_constant = low != 0.0 and high - low <= scale
+            goes_on = is_constant and abs(low - value) <= scale
+            updates = window.updates + updates if goes_on else window.updates
+            self.pinned[name] = (low, updates) if is_constant else (math.nan, 0.0)
+            value, updates = self.pinned[name]
+            if updates >= 200:
+                message = (
+                    f"{name} has been {value:.6g} to six digits for {updates:.0f} updates: a max, a clamp or free bits "
+                    "hold it there, and it has no gradient"
+                )
+                evidence = {"loss": name, "value": value, "updates": updates, "threshold": 200}
+                verdicts.append(Verdict("pinned_loss", Severity.WARN, message, evidence))
+        return verdicts
+
+    def _experience(self, window: LivenessWindow) -> list[Verdict]:
+        collected, added = window.collected, window.added
+        if self._confirmed("experience", window.updates > 0 and (collected == 0.0 or added == 0.0), 2):
+            what = "no environment step was made" if collected == 0.0 else "nothing was put into the replay"
+            message = (
+                f"{what} in 2 windows, while {window.updates:.0f} updates a window went on: the collector died, and "
+                "the old data are learned by heart"
+            )
+            evidence = {"collected": collected, "added": added, "updates": window.updates, "windows": 2}
+            return [Verdict("no_new_experience", Severity.ACT, message, evidence)]
+        if math.isnan(added) or added <= 0.0 or not window.uses:
+            return []
+        uses = window.uses / added
+        ratio = uses / window.uses_per_transition
+        evidence = {
+            "uses_per_transition": uses,
+            "configured": window.uses_per_transition,
+            "drawn": window.uses,
+            "added": added,
+        }
+        if self._confirmed("overused", ratio > 2.0, 3):
+            message = (
+                f"each transition is drawn {uses:.3g} times on average, {ratio:.1f} times as often as configured "
+                f"({window.uses_per_transition:.3g}), in 3 windows: too many updates for what is collected"
+            )
+            return [Verdict("replay_overused", Severity.WARN, message, evidence)]
+        if self._confirmed("underused", ratio < 0.5, 3):
+            message = (
+                f"each transition is drawn {uses:.3g} times on average, {ratio:.2f} of what is configured "
+                f"({window.uses_per_transition:.3g}), in 3 windows: too few updates for what is collected"
+            )
+            return [Verdict("replay_underused", Severity.WARN, message, evidence)]
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that it remembers."""
+        return {
+            "windows": self.windows,
+            "confirmations": {key: confirmation.state_dict() for key, confirmation in self.confirmations.items()},
+            "needed": {key: confirmation.needed for key, confirmation in self.confirmations.items()},
+            "peak_learning_rate": dict(self.peak_learning_rate),
+            "still": dict(self.still),
+            "pinned": {name: list(pinned) for name, pinned in self.pinned.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on."""
+        self.windows = state_dict["windows"]
+        self.confirmations = {}
+        for key, confirmation in state_dict["confirmations"].items():
+            needed = state_dict["needed"][key]
+            self.confirmations[key] = Confirmation(needed, needed)
+            self.confirmations[key].load_state_dict(confirmation)
+        self.peak_learning_rate = dict(state_dict["peak_learning_rate"])
+        self.still = dict(state_dict["still"])
+        self.pinned = {name: (value, updates) for name, (value, updates) in state_dict["pinned"].items()}

@@ -1,0 +1,315 @@
+"""Whether gradients, updates, targets and experience are alive."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from rlmods.callbacks.detectors import Severity, Verdict
+from rlmods.callbacks.liveness_detector import LivenessDetector, LivenessWindow
+from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window
+from rlmods.callbacks.target_networks import online_network, target_networks
+from rlmods.functional.norms import global_norm
+from rlmods.types import ExperienceSource, ReplayBatch, ReplaySource
+
+# Updates that are measured in a window. Two in a row: a target network that is copied every second update equals the
+# online one before one of them, one that is copied at each update before both.
+_SAMPLES = 2
+
+
+class LivenessGuard(StepSafeguard):
+    """Watches that something is learned, by what must move: gradients, weights, target networks, experience.
+
+    It needs no signals. Identities: the optimisers hold the module's parameters and no others, and experience comes in
+    while updates go on. Measured of two updates a window: each module gets a gradient; an update changes the weights by
+    neither nothing nor all; target networks lag, and move; no loss is pinned at a constant. Where the data module has a
+    replay, transitions are drawn as often as configured.
+
+    A learning rate below 1 % of its peak excuses weights that stand still: that is the end of a schedule, and is said
+    only where it comes too early.
+
+    Args:
+        inert_below: ‖Δθ‖/‖θ‖ of one update, below which the weights stand still.
+        violent_above: the same, above which what was learned is thrown away.
+        target_patience: updates after which a target network must have moved; None is three times the module's
+            hyper-parameter `target_update_interval`, else 10,000.
+        every_n_iterations: length of a window.
+        name: of the instance, in curves and events.
+        mode: `observe` and `act` only raise alarms.
+
+    Raises:
+        ValueError: where an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        inert_below: float = 1e-5,
+        violent_above: float = 0.1,
+        target_patience: int | None = None,
+        every_n_iterations: int = 8,
+        name: str = "liveness",
+        mode: Mode = "act",
+    ) -> None:
+        super().__init__(name=name, mode=mode)
+        self.every_n_iterations = every_n_iterations
+        self.declares_patience = target_patience is not None
+        self.detector = LivenessDetector(
+            inert_below=inert_below, violent_above=violent_above, target_patience=target_patience or 10_000
+        )
+        self._pairs: dict[str, tuple[Module, Module]] = {}  # target network and online network, by the former's name
+        self._is_sampling = False
+        self._updates: dict[int, int] = {}  # by optimiser, in this window
+        self._samples: dict[int, int] = {}  # by optimiser, in this iteration
+        self._weights_before: list[Tensor] = []
+        self._measured: dict[str, Tensor] = {}
+        self._checksums: dict[str, Tensor] = {}
+        self._counted: dict[str, int] = {}  # the data module's clocks at the end of the last window
+        self._readings = Readings()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the target networks."""
+        super().on_train_start(trainer, pl_module)
+        for name, network in target_networks(pl_module).items():
+            online = online_network(pl_module, name)
+            if online is not None:
+                self._pairs[name] = (network, online)
+        interval = pl_module.hparams.get("target_update_interval")
+        if isinstance(interval, int) and not self.declares_patience:
+            self.detector.target_patience = 3 * interval
+        self._counted = self._counted or _count(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Measure in the last iteration of a window."""
+        self._is_sampling = is_window(self.every_n_iterations, batch_idx)
+        self._samples.clear()
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Count the update; measure its gradient, and keep the weights, where it is sampled."""
+        if not any(parameter.grad is not None for parameter in _parameters(optimizer)):
+            return  # no update: warm-up, a skipped or a paused one
+        key = id(optimizer)
+        self._updates[key] = self._updates.get(key, 0) + 1
+        if not self._is_sampling or self._samples.get(key, 0) >= _SAMPLES:
+            return
+        self._samples[key] = self._samples.get(key, 0) + 1
+        with torch.no_grad():
+            for name, (target, online) in self._pairs.items():
+                distance = _distance(list(online.parameters()), list(target.parameters()))
+                earlier = self._measured.get(f"distance/{name}")
+                self._measured[f"distance/{name}"] = distance if earlier is None else torch.maximum(earlier, distance)
+            if self._samples[key] == 1:
+                gradients = [parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None]
+                norms = iter(torch._foreach_norm(gradients))
+                for parameter in _parameters(optimizer):
+                    norm = gradients[0].new_zeros(()) if parameter.grad is None else next(norms)
+                    self._measured[f"grad/{id(parameter)}"] = norm
+                self._weights_before = [parameter.detach().clone() for parameter in _parameters(optimizer)]
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Measure by how much the sampled update moved the weights."""
+        if not self._weights_before:
+            return
+        before, self._weights_before = self._weights_before, []
+        with torch.no_grad():
+            for position, group in enumerate(optimizer.param_groups):
+                weights = group["params"]
+                old, before = before[: len(weights)], before[len(weights) :]
+                self._measured[f"ratio/{id(optimizer)}/{position}"] = _distance(weights, old)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At the end of a window, bring together what was measured."""
+        if not self._is_sampling:
+            return
+        self._is_sampling = False
+        with torch.no_grad():
+            self._measure_targets()
+            self._measure_losses(outputs)
+        counted = _count(trainer)
+        updates = max(self._updates.values(), default=0)
+        uses = updates * batch.index.shape[1] if isinstance(batch, ReplayBatch) and updates else 0
+        self._measured |= {
+            "updates": torch.tensor(float(updates)),
+            "uses": torch.tensor(float(uses)),
+            **{f"new_{name}": torch.tensor(float(now - self._counted[name])) for name, now in counted.items()},
+        }
+        self._counted = counted
+        self._updates.clear()
+        names, statistics = list(self._measured), [value.to(pl_module.device) for value in self._measured.values()]
+        self._measured = {}
+        arrived = self._readings.exchange(trainer, torch.stack([value.float() for value in statistics]), names)
+        if arrived is not None:
+            rows, its_names = arrived
+            columns = dict(zip(its_names, zip(*rows, strict=True), strict=True))
+            self._decide(trainer, pl_module, columns)
+
+    def _measure_targets(self) -> None:
+        for name, (target, _) in self._pairs.items():
+            checksum = torch.stack([parameter.sum(dtype=torch.float64) for parameter in target.parameters()])
+            earlier = self._checksums.get(name)
+            if earlier is not None:
+                self._measured[f"moved/{name}"] = (checksum != earlier.to(checksum.device)).any()
+            self._checksums[name] = checksum
+
+    def _measure_losses(self, outputs: Any) -> None:
+        for name, loss in outputs.items() if isinstance(outputs, Mapping) else ():
+            if isinstance(loss, Tensor) and (name.partition("/")[0] == "loss" or name.endswith("_loss")):
+                self._measured[f"low/{name}"], self._measured[f"high/{name}"] = loss.detach().aminmax()
+
+    def _decide(self, trainer: Trainer, pl_module: LightningModule, columns: Mapping[str, tuple[float, ...]]) -> None:
+        window = self._window(trainer, pl_module, columns)
+        ownership = _ownership(pl_module, trainer.optimizers) if window.updates else []
+        self.report(trainer, [*ownership, *self.detector.update(window)])
+        curves = {f"update_ratio/{group}": ratio for group, ratio in window.update_ratio.items()}
+        curves |= {f"target_distance/{name}": distance for name, distance in window.target_distance.items()}
+        if window.added > 0.0:
+            curves["uses_per_transition"] = window.uses / window.added
+        self.draw(trainer, curves)
+
+    def _window(
+        self, trainer: Trainer, pl_module: LightningModule, columns: Mapping[str, tuple[float, ...]]
+    ) -> LivenessWindow:
+        highest = {name: max(values) for name, values in columns.items()}
+        lowest = {name: min(values) for name, values in columns.items()}
+        owners = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+        ratios, rates, norms = {}, {}, {}
+        for number, optimizer in enumerate(trainer.optimizers):
+            for position, group in enumerate(optimizer.param_groups):
+                ratio = highest.get(f"ratio/{id(optimizer)}/{position}")
+                if ratio is not None:
+                    name = _group_name(group, number, position)
+                    ratios[name], rates[name] = ratio, float(group["lr"])
+            modules: dict[str, float] = {}
+            for parameter in _parameters(optimizer):
+                norm = highest.get(f"grad/{id(parameter)}")
+                if norm is not None and parameter.requires_grad:
+                    module = owners.get(id(parameter), "a module of others").rpartition(".")[0]
+                    modules[module] = math.hypot(modules.get(module, 0.0), norm)
+            if modules:
+                norms[_group_name(optimizer.param_groups[0], number, 0)] = modules
+        source = trainer.datamodule  # type: ignore[attr-defined]
+        return LivenessWindow(
+            updates=lowest["updates"],
+            update_ratio=ratios,
+            learning_rate=rates,
+            grad_norm=norms,
+            target_distance=_family("distance", highest),
+            target_moved=_family("moved", highest),
+            losses={name: (low, highest[f"high/{name}"]) for name, low in _family("low", lowest).items()},
+            collected=lowest.get("new_env_steps", math.nan),
+            added=lowest.get("new_transitions", math.nan),
+            uses=highest["uses"],
+            uses_per_transition=source.uses_per_transition if isinstance(source, ReplaySource) else math.nan,
+            progress=_progress(trainer),
+        )
+
+    def rearm(self) -> None:
+        """Start the windows anew."""
+        super().rearm()
+        self.detector.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The detector, the target networks' checksums and the window that is open."""
+        return {
+            **super().state_dict(),
+            "detector": self.detector.state_dict(),
+            "checksums": dict(self._checksums),
+            "counted": dict(self._counted),
+            "updates": max(self._updates.values(), default=0),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on."""
+        super().load_state_dict(state_dict)
+        self.detector.load_state_dict(state_dict["detector"])
+        self._checksums = dict(state_dict["checksums"])
+        self._counted = dict(state_dict["counted"])
+        self._updates = {0: state_dict["updates"]}
+
+
+def _ownership(pl_module: LightningModule, optimizers: list[Optimizer]) -> list[Verdict]:
+    """Whether the optimisers hold the module's parameters, all that learn and no others."""
+    owned = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+    held: dict[int, int] = {}
+    for optimizer in optimizers:
+        for identity in {id(parameter) for parameter in _parameters(optimizer)}:
+            held[identity] = held.get(identity, 0) + 1
+    foreign = [identity for identity in held if identity not in owned]
+    forgotten = [
+        name
+        for name, parameter in pl_module.named_parameters()
+        if id(parameter) not in held and parameter.requires_grad and parameter.grad is not None
+    ]
+    shared = [owned[identity] for identity, count in held.items() if count > 1 and identity in owned]
+    frozen = [
+        name
+        for name, parameter in pl_module.named_parameters()
+        if id(parameter) in held and not parameter.requires_grad
+    ]
+    verdicts = []
+    if foreign:
+        message = (
+            f"the optimisers hold {len(foreign)} parameters that {type(pl_module).__name__} does not have: they were "
+            "replaced after the optimiser was made, which now trains a network that nobody uses; build networks in "
+            "__init__, optimisers in configure_optimizers"
+        )
+        evidence = {"foreign": len(foreign), "held": len(held)}
+        # Without a forgotten one they may be parameters that the module keeps in a plain list.
+        severity = Severity.ACT if forgotten else Severity.WARN
+        verdicts.append(Verdict("stale_parameters", severity, message, evidence))
+    if forgotten:
+        message = (
+            f"{_some(forgotten)} get gradients, but no optimiser holds them: they never change; give them to one in "
+            "configure_optimizers, or requires_grad_(False)"
+        )
+        severity = Severity.ACT if foreign else Severity.WARN
+        verdicts.append(Verdict("parameter_not_optimised", severity, message, {"parameters": forgotten}))
+    if shared:
+        message = f"{_some(shared)} are held by more than one optimiser: each works against the other's moments"
+        verdicts.append(Verdict("shared_parameters", Severity.WARN, message, {"parameters": shared}))
+    if frozen:
+        message = f"{_some(frozen)} are in an optimiser, but frozen (requires_grad is False)"
+        verdicts.append(Verdict("frozen_parameters", Severity.INFO, message, {"parameters": frozen}))
+    return verdicts
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _group_name(group: Mapping[str, Any], number: int, position: int) -> str:
+    return str(group.get("name", f"{number}.{position}"))
+
+
+def _distance(weights: list[Any], others: list[Any]) -> Tensor:
+    """‖θ − θ'‖ / ‖θ‖."""
+    return global_norm(list(torch._foreach_sub(weights, others))) / global_norm(weights).clamp(min=1e-12)
+
+
+def _family(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(f"{prefix}/"): value for name, value in values.items() if name.startswith(f"{prefix}/")}
+
+
+def _count(trainer: Trainer) -> dict[str, int]:
+    source = trainer.datamodule  # type: ignore[attr-defined]
+    counted = {"env_steps": source.env_steps} if isinstance(source, ExperienceSource) else {}
+    return counted | ({"transitions": source.transitions_added} if isinstance(source, ReplaySource) else {})
+
+
+def _progress(trainer: Trainer) -> float:
+    source = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(source, ExperienceSource):
+        return source.env_steps / max(source.total_env_steps, 1)
+    return 0.0 if trainer.max_steps <= 0 else trainer.global_step / trainer.max_steps

@@ -1,0 +1,285 @@
+"""Q and its targets against what values can be, and against what really came."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from rlmods.callbacks.safeguard import Mode, Readings, Safeguard, is_window, require_signals
+from rlmods.callbacks.transitions import transition_of
+from rlmods.callbacks.value_detector import Gap, ValueDetector, ValueWindow
+from rlmods.functional.value_bounds import ValueInterval, explained_variance, value_interval
+from rlmods.types import ExperienceSource, Observation, ReplayBatch, Transition
+
+# Windows between two probes of the module's td_target, which cost three more of them.
+_PROBE_EVERY = 64
+_LOWEST = ("low", "reward_low", "q_low", "target_low")
+_MEANS = ("target_mean", "explained_variance", "terminated", "truncated", "unchanged")
+
+
+class ValueBoundGuard(Safeguard):
+    """Watches that Q and its targets can be values, and that Q expects what really comes.
+
+    Needs the signals `q_value` and `td_target` (uses `td_error`), and batches with transitions, or `low` and `high`.
+    Identities, exact in every run: a terminated transition's target is its reward; discounts lie below 1; the error
+    that is fed back is target − value; targets carry no graph; half the discount adds half the bootstrap value (a probe
+    of `td_target(transition)`, where the module has that method); episodes that end are stored as ended. Bounds: no
+    policy has a value outside the interval that the rewards and discounts allow. And, of each evaluation that logs
+    them, `eval/q_gap` with `eval/q_gap_sem`: Q at the start states minus the discounted return.
+
+    It changes nothing; `TargetClamp` clamps, `Rollback` goes back.
+
+    Args:
+        low: lowest value that is possible; None finds it from the transitions.
+        high: highest value that is possible; None finds it from the transitions.
+        slack: share of the interval's size by which values may pass it.
+        gap: share of the discounted return by which Q at the start states may exceed it.
+        every_n_iterations: length of a window.
+        name: of the instance, in curves and events.
+        mode: `observe` and `act` only raise alarms.
+
+    Raises:
+        ValueError: where an argument is outside its range; at the first batch, where a signal or the transitions are
+            missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+        slack: float = 0.05,
+        gap: float = 0.5,
+        every_n_iterations: int = 8,
+        name: str = "value_bound",
+        mode: Mode = "act",
+    ) -> None:
+        super().__init__(name=name, mode=mode)
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"ValueBoundGuard got low = {low} and high = {high}, expected low < high")
+        self.low, self.high = low, high
+        self.every_n_iterations = every_n_iterations
+        self.detector = ValueDetector(slack=slack, gap=gap)
+        self._seen: ValueInterval | None = None
+        self._rewards: ValueInterval | None = None  # the rewards themselves
+        self._interval = [-math.inf, math.inf]  # of the last window
+        self._carries_graph = False
+        self._windows = 0
+        self._checked = False
+        self._readings = Readings()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the targets where they are made."""
+        transforms = getattr(pl_module, "target_transforms", None)
+        if isinstance(transforms, list):
+            transforms.insert(0, self._look)
+
+    def _look(self, target: Tensor) -> Tensor:
+        self._carries_graph |= target.requires_grad
+        return target
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Widen the interval by what this batch shows."""
+        if self.low is not None and self.high is not None:
+            return
+        transition = transition_of(batch, self, "low=... and high=...")
+        seen = value_interval(transition.reward, transition.discount)
+        self._seen = seen if self._seen is None else self._seen.hull(seen)
+        if transition.reward.numel():
+            finite = transition.reward.where(transition.reward.isfinite(), 0.0)
+            rewards = ValueInterval(*finite.aminmax())
+            self._rewards = rewards if self._rewards is None else self._rewards.hull(rewards)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At the end of a window, measure."""
+        has_outputs = isinstance(outputs, Mapping) and len(outputs) > 0
+        if has_outputs and not self._checked:
+            require_signals(self, outputs, ["q_value", "td_target"])
+            self._checked = True
+        if not is_window(self.every_n_iterations, batch_idx):
+            return
+        with torch.no_grad():
+            measured = self._measure(pl_module, outputs, batch) if has_outputs else {}
+        nothing = torch.full((), math.nan, device=pl_module.device)
+        statistics = torch.stack([measured.get(field, nothing).float() for field in ValueWindow._fields])
+        arrived = self._readings.exchange(trainer, statistics)
+        if arrived is not None and has_outputs:
+            self._decide(trainer, _of_all_processes(arrived[0]))
+
+    def _decide(self, trainer: Trainer, window: ValueWindow) -> None:
+        self._interval = [window.low, window.high]
+        self.report(trainer, self.detector.update(window, _episode_length(trainer)))
+        names = ("low", "high", "target_low", "target_high", "q_low", "q_high", "explained_variance")
+        self.draw(trainer, {name: getattr(window, name) for name in names})
+
+    def _measure(self, pl_module: LightningModule, outputs: Mapping[str, Tensor], batch: Any) -> dict[str, Tensor]:
+        q_value, target = outputs["q_value"].float(), outputs["td_target"].float()
+        q_low, q_high = q_value.aminmax()
+        target_low, target_high = target.aminmax()
+        measured = {
+            "q_low": q_low,
+            "q_high": q_high,
+            "target_low": target_low,
+            "target_mean": target.mean(),
+            "target_high": target_high,
+            "explained_variance": explained_variance(target, target - q_value),
+            "transitions": torch.tensor(float(target.numel()), device=target.device),
+            "requires_grad": torch.tensor(float(self._carries_graph), device=target.device),
+        }
+        if "td_error" in outputs:
+            measured["identity_error"] = (outputs["td_error"] - (target - q_value)).abs().amax()
+        measured |= self._bounds(target)
+        transition = getattr(batch, "transition", None)
+        if transition is not None and transition.reward.shape == target.shape:
+            measured |= _of_transitions(transition, target)
+        if self._windows % _PROBE_EVERY == 0:
+            measured |= _probe(pl_module, batch)
+        self._windows += 1
+        return measured
+
+    def _bounds(self, like: Tensor) -> dict[str, Tensor]:
+        bounds = {}
+        if self._seen is not None and self._rewards is not None:
+            bounds = {
+                "low": self._seen.low,
+                "high": self._seen.high,
+                "reward_low": self._rewards.low,
+                "reward_high": self._rewards.high,
+            }
+        if self.low is not None:
+            bounds["low"] = like.new_tensor(self.low)
+        if self.high is not None:
+            bounds["high"] = like.new_tensor(self.high)
+        return bounds
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare Q with the return. The metrics are those of all processes, so all decide alike."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        names = ("eval/q_gap", "eval/q_gap_sem", "eval/mean_discounted_reward")
+        metrics = [trainer.callback_metrics.get(name) for name in names]
+        if all(metric is not None for metric in metrics):
+            gap = Gap(*(float(metric) for metric in metrics if metric is not None))
+            self.detector.update_gap(gap, *self._interval)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the module as it was."""
+        self._leave(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was."""
+        self._leave(pl_module)
+
+    def _leave(self, pl_module: LightningModule) -> None:
+        transforms = getattr(pl_module, "target_transforms", None)
+        if isinstance(transforms, list) and self._look in transforms:
+            transforms.remove(self._look)
+
+    def rearm(self) -> None:
+        """Start the windows anew; what the transitions allow stays."""
+        super().rearm()
+        self.detector.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The interval and the detector."""
+        return {
+            **super().state_dict(),
+            "seen": _to_floats(self._seen),
+            "rewards": _to_floats(self._rewards),
+            "interval": list(self._interval),
+            "windows": self._windows,
+            "detector": self.detector.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on."""
+        super().load_state_dict(state_dict)
+        self._seen = _from_floats(state_dict["seen"])
+        self._rewards = _from_floats(state_dict["rewards"])
+        self._interval = list(state_dict["interval"])
+        self._windows = state_dict["windows"]
+        self.detector.load_state_dict(state_dict["detector"])
+
+
+def _of_transitions(transition: Transition, target: Tensor) -> dict[str, Tensor]:
+    terminated = transition.terminated
+    error = (target - transition.reward).abs().where(terminated, 0.0)
+    return {
+        "discount": transition.discount.amax(),
+        "terminal_discount": transition.discount.where(terminated, 0.0).amax(),
+        "terminal_error": error.amax(),
+        "terminated": terminated.float().mean(),
+        "truncated": transition.truncated.float().mean(),
+        "unchanged": _unchanged(transition.observation, transition.next_observation, terminated.dim()),
+    }
+
+
+def _unchanged(observation: Observation, next_observation: Observation, batch_dims: int) -> Tensor:
+    """Share of the transitions in which nothing of the observation changed."""
+    if isinstance(observation, dict) and isinstance(next_observation, dict):
+        keys = [_is_equal(observation[key], next_observation[key], batch_dims) for key in observation]
+        return torch.stack(keys).all(0).float().mean()
+    if isinstance(observation, Tensor) and isinstance(next_observation, Tensor):
+        return _is_equal(observation, next_observation, batch_dims).float().mean()
+    raise TypeError(f"got {type(observation).__name__} and {type(next_observation).__name__}, expected two alike")
+
+
+def _is_equal(now: Tensor, then: Tensor, batch_dims: int) -> Tensor:
+    return (now == then).reshape(*now.shape[:batch_dims], -1).all(-1)
+
+
+def _probe(pl_module: LightningModule, batch: Any) -> dict[str, Tensor]:
+    """Whether the module's targets are linear in the discount of the batch, as y = R + D·V is."""
+    td_target = getattr(pl_module, "td_target", None)
+    if not callable(td_target) or not isinstance(batch, ReplayBatch):
+        return {}
+    transition = batch.minibatches()[0].transition
+    in_use: list[Any] = getattr(pl_module, "target_transforms", [])
+    transforms = list(in_use)
+    in_use.clear()
+    try:
+        targets = []
+        for factor in (1.0, 0.5):
+            with isolate_rng():  # the same noise in both, and none of the training's
+                targets.append(td_target(transition._replace(discount=transition.discount * factor)))
+    finally:
+        in_use.extend(transforms)
+    whole, half = (target - transition.reward for target in targets)
+    return {"discount_ignored": (whole - 2.0 * half).abs().amax()}
+
+
+def _of_all_processes(rows: list[list[float]]) -> ValueWindow:
+    columns = dict(zip(ValueWindow._fields, zip(*rows, strict=True), strict=True))
+    reduced = {}
+    for field, values in columns.items():
+        numbers = [value for value in values if not math.isnan(value)]
+        if len(numbers) < len(values):
+            reduced[field] = math.nan
+        elif field in _LOWEST:
+            reduced[field] = min(numbers)
+        elif field in _MEANS:
+            reduced[field] = sum(numbers) / len(numbers)
+        else:
+            reduced[field] = sum(numbers) if field == "transitions" else max(numbers)
+    return ValueWindow(**reduced)
+
+
+def _episode_length(trainer: Trainer) -> float | None:
+    source = trainer.datamodule  # type: ignore[attr-defined]
+    statistics = source.rollout_statistics() if isinstance(source, ExperienceSource) else {}
+    return statistics.get("rollout/ep_len_mean")
+
+
+def _to_floats(interval: ValueInterval | None) -> list[float] | None:
+    return None if interval is None else [float(bound) for bound in interval]
+
+
+def _from_floats(bounds: list[float] | None) -> ValueInterval | None:
+    return None if bounds is None else ValueInterval(torch.tensor(bounds[0]), torch.tensor(bounds[1]))

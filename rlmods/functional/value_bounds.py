@@ -1,0 +1,55 @@
+"""What values can be: bounds that hold for every policy, from the transitions that were seen."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ValueInterval(NamedTuple):
+    """Every policy's value lies in [low, high]."""
+
+    low: Tensor  # scalar
+    high: Tensor  # scalar
+
+    def hull(self, other: "ValueInterval") -> "ValueInterval":
+        """The smallest interval that holds both."""
+        return ValueInterval(torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
+
+
+def value_interval(reward: Tensor, discount: Tensor) -> ValueInterval:
+    """The values that the Bellman equation lets transitions with these rewards and discounts have.
+
+    With y = R + D·V, a high is closed under the equation where R + D·high ≤ high, so the largest R / (1 − D) is one;
+    where an episode may end before, so is R itself. In one step with rewards in [r_min, r_max] that is
+    [min(r_min, r_min/(1 − γ)), max(r_max, r_max/(1 − γ))] (van Hasselt et al. 2018, section 3, for r in [−1, 1]); in n
+    steps, with their own discounted sums and γⁿ, the same. No γ is needed: the discounts that were stored are the ones
+    that count.
+
+    Args:
+        reward: `[...]`, discounted sums over the horizon.
+        discount: `[...]`, γ^horizon · (1 − terminated).
+
+    Returns:
+        Scalars; infinite on the side on which a discount of 1 or more leaves no bound, empty (low > high) for `[0]`. A
+        reward that is not finite says nothing and counts as 0.
+    """
+    if reward.numel() == 0:
+        return ValueInterval(reward.new_tensor(torch.inf), reward.new_tensor(-torch.inf))
+    reward = reward.where(reward.isfinite(), 0.0)
+    forever = reward / (1.0 - discount).clamp(min=0.0)  # ±∞ where nothing fades
+    forever = forever.where(reward != 0.0, 0.0)
+    low, high = torch.stack([reward, forever]).aminmax()
+    return ValueInterval(low, high)
+
+
+def explained_variance(target: Tensor, error: Tensor) -> Tensor:
+    """1 − Var(error) / Var(target): at most 1, negative where a constant predicts better, NaN for a constant target.
+
+    Args:
+        target: `[...]`.
+        error: `[...]`, target − prediction.
+    """
+    variance = target.var(correction=0)
+    ratio = 1.0 - error.var(correction=0) / variance
+    return ratio.where(variance > 1e-12 * target.square().mean(), torch.nan)
