@@ -59,6 +59,25 @@ SIGNALS: dict[str, Signal] = {
     "update_steps": Signal("[]", "updates", 0.0, math.inf, {"train/n_updates": _STATE}),
 }
 
+# What an evaluation or a training step logs under these names, whatever the group before the slash.
+METRIC_BOUNDS: dict[str, tuple[float, float]] = {
+    "mean_reward": (-math.inf, math.inf),
+    "mean_discounted_reward": (-math.inf, math.inf),
+    "std_reward": (0.0, math.inf),
+    "mean_ep_length": (0.0, math.inf),
+    "episodes": (1.0, math.inf),
+    "q_gap_sem": (0.0, math.inf),
+    "success_rate": (0.0, 1.0),
+    "exploration_rate": (0.0, 1.0),
+    "clip_fraction": (0.0, 1.0),
+    "clamped_fraction": (0.0, 1.0),
+    "dormant_fraction": (0.0, 1.0),
+    "explained_variance": (-math.inf, 1.0),
+    "approx_kl": (0.0, math.inf),  # of the estimator mean(ratio - 1 - ln ratio); mean(-ln ratio) has any sign
+    "grad_norm": (0.0, math.inf),
+    "learning_rate": (0.0, math.inf),
+}
+
 
 def curves(name: str) -> Mapping[str, Curve]:
     """The curves of a signal by tag, empty for a name outside the vocabulary.
