@@ -12,7 +12,7 @@ from torch import Tensor
 from rlmods.callbacks.detectors import Severity, Verdict
 from rlmods.callbacks.evaluations import CollapseDetector, Decision, Evaluation, EvaluationHistory
 from rlmods.callbacks.events import append_event
-from rlmods.callbacks.safeguard import Mode, Safeguard, clock
+from rlmods.callbacks.safeguard import MissingInputError, Mode, Safeguard, clock
 
 
 class EvalEarlyStopping(Safeguard):
@@ -44,7 +44,7 @@ class EvalEarlyStopping(Safeguard):
 
     Raises:
         ValueError: where an argument is outside its range, or `monitor` is no evaluation metric.
-        RuntimeError: at an evaluation that did not log what is watched.
+        MissingInputError: at an evaluation that did not log what is watched.
     """
 
     def __init__(
@@ -133,14 +133,14 @@ class EvalEarlyStopping(Safeguard):
         needed = [self.monitor, "eval/episodes", "eval/std_reward"]
         missing = [name for name in needed if name not in metrics]
         if missing:
-            raise RuntimeError(
+            raise MissingInputError(
                 f"EvalEarlyStopping needs {missing}, but validation_step logged only {sorted(metrics)}: log them there"
             )
         mean = metrics[self.monitor]
         is_rate = self.monitor == "eval/success_rate"
         return Evaluation(
             mean=mean,
-            std=math.sqrt(mean * (1.0 - mean)) if is_rate else metrics["eval/std_reward"],
+            std=math.sqrt(max(mean * (1.0 - mean), 0.0)) if is_rate else metrics["eval/std_reward"],
             episodes=int(metrics["eval/episodes"]),
             returns=() if is_rate else tuple(self._returns),
             env_steps=clock(trainer),

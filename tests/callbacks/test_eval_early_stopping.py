@@ -19,6 +19,7 @@ from rlmods.callbacks.evaluations import (
     difference_interval,
     interval_half_width,
 )
+from rlmods.callbacks.safeguard import MissingInputError
 from rlmods.data import ReplayDataModule
 
 
@@ -269,7 +270,7 @@ def test_a_strangers_module_that_logs_something_else_is_told_what_is_missing(tmp
         def validation_step(self, batch: Tensor, batch_idx: int) -> None:
             self.log("eval/loss", self.loss(self(batch)))
 
-    with pytest.raises(RuntimeError, match=r"needs \['eval/mean_reward'.*logged only \['eval/loss'\]"):
+    with pytest.raises(MissingInputError, match=r"needs \['eval/mean_reward'.*logged only \['eval/loss'\]"):
         fit(tmp_path, Stranger(), EvalEarlyStopping(patience=2))
 
 
