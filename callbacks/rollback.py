@@ -19,6 +19,17 @@ _CAUSES = (
     "target_out_of_bounds",
     "non_finite_parameter",
 )
+# What says nothing of the weights: a metric, an update that was skipped, the scale of gradients and rewards.
+_HARMLESS = (
+    "metric_out_of_range",
+    "non_finite_reward",
+    "non_finite_observation",
+    "non_finite_batch",
+    "non_finite_gradient",
+    "clip_always_active",
+    "module_dominates",
+    "reward_range_changed",
+)
 
 
 class RollbackBudget:
@@ -110,7 +121,7 @@ class Rollback(Safeguard):
         self,
         *,
         causes: Collection[str] = _CAUSES,
-        harmless: Collection[str] = ("metric_out_of_range",),
+        harmless: Collection[str] = _HARMLESS,
         max_rollbacks: int = 3,
         learning_rate_factor: float = 0.5,
         cooldown: int = 100,

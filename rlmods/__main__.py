@@ -5,7 +5,7 @@ import sys
 from rlmods import __version__
 
 HELP = """\
-usage: python -m rlmods {fit,validate,test,predict,configs} ...
+usage: python -m rlmods {fit,validate,test,predict,configs,replay} ...
 
 Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth about the training.
 
@@ -14,6 +14,7 @@ Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth
   test      evaluate it on other seeds, --video DIR for a video
   predict   actions for given observations, or a roll-out written to disk
   configs   list the configurations that come with the package
+  replay    repeat the update for which a run left a folder in failures/
 
 Each of the first four explains its options: python -m rlmods fit --help
 A configuration is a file, or the name of one that comes with the package; several --config are merged in order.
@@ -21,7 +22,7 @@ Go on with a stopped run: repeat its command with --ckpt_path last
 """
 
 
-COMMANDS = ("fit", "validate", "test", "predict", "configs")
+COMMANDS = ("fit", "validate", "test", "predict", "configs", "replay")
 
 
 def main() -> None:
@@ -35,6 +36,10 @@ def main() -> None:
         from rlmods.configs import describe_configs
 
         print(describe_configs(), end="")
+    elif arguments[0] == "replay":
+        from rlmods.replay_failure import main as replay
+
+        raise SystemExit(replay(arguments[1:]))
     elif not any(argument in COMMANDS for argument in arguments):
         print(f"error: got the command {arguments[0]!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
