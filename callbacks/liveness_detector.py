@@ -21,7 +21,7 @@ class LivenessWindow(NamedTuple):
     added: float  # transitions put into the replay in this window; NaN where there is none
     uses: float  # transitions drawn in this window
     uses_per_transition: float  # as configured
-    progress: float  # 0 to 1 of the budget
+    progress: float  # 0 to 1 of the budget; NaN where nobody knows it
 
 
 class LivenessDetector:
@@ -51,6 +51,7 @@ class LivenessDetector:
         self.windows = 0
         self.confirmations: dict[str, Confirmation] = {}
         self.peak_learning_rate: dict[str, float] = {}
+        self.peak_grad_norm = 0.0
         self.still: dict[str, float] = {}  # by target network, by loss: updates since it last changed
         self.pinned: dict[str, tuple[float, float]] = {}  # by loss: the value that it is pinned at, updates
 
@@ -91,6 +92,10 @@ class LivenessDetector:
         return verdicts
 
     def _steps(self, window: LivenessWindow) -> list[Verdict]:
+        grad_norm = math.hypot(*(norm for modules in window.grad_norm.values() for norm in modules.values()))
+        self.peak_grad_norm = max(self.peak_grad_norm, grad_norm)
+        # Where the gradient is gone, on rewards of zero or at the end of a descent, there is nothing to move for.
+        has_gradient = grad_norm > 0.05 * self.peak_grad_norm
         verdicts = []
         for group, ratio in window.update_ratio.items():
             rate = window.learning_rate[group]
@@ -98,7 +103,7 @@ class LivenessDetector:
             self.peak_learning_rate[group] = peak
             is_scheduled = rate < 0.01 * peak  # the end of a schedule is no defect, and has a cause of its own
             evidence = {"group": group, "update_ratio": ratio, "learning_rate_used": rate, "learning_rate_peak": peak}
-            if self._confirmed(f"inert/{group}", ratio < self.inert_below and not is_scheduled, 2):
+            if self._confirmed(f"inert/{group}", ratio < self.inert_below and has_gradient and not is_scheduled, 2):
                 message = (
                     f"an update changes the weights of {group} by {ratio:.2g} of their norm, less than "
                     f"{self.inert_below:.0e}, at a learning rate of {rate:.3g}: nothing is learned. Look whether the "
@@ -140,7 +145,9 @@ class LivenessDetector:
     def _targets(self, window: LivenessWindow) -> list[Verdict]:
         verdicts = []
         for network, distance in window.target_distance.items():
-            if self._confirmed(f"lag/{network}", distance < 1e-9, 2):
+            moved = window.target_moved.get(network, math.nan)
+            # One that equals a network that stands still has nothing to lag behind.
+            if self._confirmed(f"lag/{network}", distance < 1e-9 and moved > 0.0, 2):
                 message = (
                     f"{network} equals its online network in two updates in a row, in 2 windows: it does not lag, so "
                     "targets chase themselves. Lower tau, raise target_update_interval, or look whether both are one "
@@ -154,7 +161,6 @@ class LivenessDetector:
                         {"network": network, "distance": distance, "threshold": 1e-9, "windows": 2},
                     )
                 )
-            moved = window.target_moved.get(network, math.nan)
             if not math.isnan(moved):
                 self.still[network] = 0.0 if moved else self.still.get(network, 0.0) + window.updates
             # A distance of nothing says that there was nothing to follow.
@@ -233,6 +239,7 @@ class LivenessDetector:
             "confirmations": {key: confirmation.state_dict() for key, confirmation in self.confirmations.items()},
             "needed": {key: confirmation.needed for key, confirmation in self.confirmations.items()},
             "peak_learning_rate": dict(self.peak_learning_rate),
+            "peak_grad_norm": self.peak_grad_norm,
             "still": dict(self.still),
             "pinned": {name: list(pinned) for name, pinned in self.pinned.items()},
         }
@@ -246,5 +253,6 @@ class LivenessDetector:
             self.confirmations[key] = Confirmation(needed, needed)
             self.confirmations[key].load_state_dict(confirmation)
         self.peak_learning_rate = dict(state_dict["peak_learning_rate"])
+        self.peak_grad_norm = state_dict["peak_grad_norm"]
         self.still = dict(state_dict["still"])
         self.pinned = {name: (value, updates) for name, (value, updates) in state_dict["pinned"].items()}

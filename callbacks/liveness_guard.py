@@ -60,11 +60,14 @@ class LivenessGuard(StepSafeguard):
         self.every_n_iterations = every_n_iterations
         self.declares_patience = target_patience is not None
         self.detector = LivenessDetector(
-            inert_below=inert_below, violent_above=violent_above, target_patience=target_patience or 10_000
+            inert_below=inert_below,
+            violent_above=violent_above,
+            target_patience=10_000 if target_patience is None else target_patience,
         )
         self._pairs: dict[str, tuple[Module, Module]] = {}  # target network and online network, by the former's name
         self._is_sampling = False
         self._updates: dict[int, int] = {}  # by optimiser, in this window
+        self._updates_before = 0  # in this window, before a resume
         self._samples: dict[int, int] = {}  # by optimiser, in this iteration
         self._weights_before: list[Tensor] = []
         self._measured: dict[str, Tensor] = {}
@@ -133,7 +136,7 @@ class LivenessGuard(StepSafeguard):
             self._measure_targets()
             self._measure_losses(outputs)
         counted = _count(trainer)
-        updates = max(self._updates.values(), default=0)
+        updates = self._window_updates()
         uses = updates * batch.index.shape[1] if isinstance(batch, ReplayBatch) and updates else 0
         self._measured |= {
             "updates": torch.tensor(float(updates)),
@@ -142,6 +145,7 @@ class LivenessGuard(StepSafeguard):
         }
         self._counted = counted
         self._updates.clear()
+        self._updates_before = 0
         names, statistics = list(self._measured), [value.to(pl_module.device) for value in self._measured.values()]
         self._measured = {}
         arrived = self._readings.exchange(trainer, torch.stack([value.float() for value in statistics]), names)
@@ -149,6 +153,9 @@ class LivenessGuard(StepSafeguard):
             rows, its_names = arrived
             columns = dict(zip(its_names, zip(*rows, strict=True), strict=True))
             self._decide(trainer, pl_module, columns)
+
+    def _window_updates(self) -> int:
+        return self._updates_before + max(self._updates.values(), default=0)
 
     def _measure_targets(self) -> None:
         for name, (target, _) in self._pairs.items():
@@ -165,7 +172,8 @@ class LivenessGuard(StepSafeguard):
 
     def _decide(self, trainer: Trainer, pl_module: LightningModule, columns: Mapping[str, tuple[float, ...]]) -> None:
         window = self._window(trainer, pl_module, columns)
-        ownership = _ownership(pl_module, trainer.optimizers) if window.updates else []
+        # Also where no update was counted: an optimiser of a network that nobody uses makes none.
+        ownership = _ownership(pl_module, trainer.optimizers)
         self.report(trainer, [*ownership, *self.detector.update(window)])
         curves = {f"update_ratio/{group}": ratio for group, ratio in window.update_ratio.items()}
         curves |= {f"target_distance/{name}": distance for name, distance in window.target_distance.items()}
@@ -222,7 +230,7 @@ class LivenessGuard(StepSafeguard):
             "detector": self.detector.state_dict(),
             "checksums": dict(self._checksums),
             "counted": dict(self._counted),
-            "updates": max(self._updates.values(), default=0),
+            "updates": self._window_updates(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -231,7 +239,7 @@ class LivenessGuard(StepSafeguard):
         self.detector.load_state_dict(state_dict["detector"])
         self._checksums = dict(state_dict["checksums"])
         self._counted = dict(state_dict["counted"])
-        self._updates = {0: state_dict["updates"]}
+        self._updates_before = state_dict["updates"]
 
 
 def _ownership(pl_module: LightningModule, optimizers: list[Optimizer]) -> list[Verdict]:
@@ -312,4 +320,8 @@ def _progress(trainer: Trainer) -> float:
     source = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(source, ExperienceSource):
         return source.env_steps / max(source.total_env_steps, 1)
-    return 0.0 if trainer.max_steps <= 0 else trainer.global_step / trainer.max_steps
+    if trainer.max_steps > 0:
+        return trainer.global_step / trainer.max_steps
+    batches = (trainer.max_epochs or math.nan) * trainer.num_training_batches
+    done = trainer.current_epoch * trainer.num_training_batches + trainer.fit_loop.batch_idx + 1
+    return done / batches if math.isfinite(batches) and batches > 0 else math.nan

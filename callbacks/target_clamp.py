@@ -1,5 +1,6 @@
 """Bootstrap targets stay where values can be."""
 
+import re
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from rlmods.callbacks.safeguard import Mode, Readings, Safeguard, is_window
 from rlmods.callbacks.target_networks import target_networks
 from rlmods.callbacks.transitions import transition_of
 from rlmods.functional.value_bounds import ValueInterval, value_interval
+
+_NO_VALUES = re.compile("actor|policy|encoder|trunk|backbone")
 
 
 class ClampDetector:
@@ -30,9 +33,9 @@ class ClampDetector:
         self.busy = Confirmation(needed=windows, window=windows)
 
     def update(self, fraction: float, low: float, high: float) -> list[Verdict]:
-        """Take in the fraction of a window's targets that lay outside [low, high] by more than rounding."""
+        """Take in the fraction of a window's targets that lay outside [low, high] by more than 1 % of it."""
         # Before the first reward the interval is a point, and nothing can be said.
-        if not self.busy.update(high > low and fraction > self.max_fraction):
+        if not self.busy.update(high != low and fraction > self.max_fraction):
             return []
         message = (
             f"{fraction:.1%} of the targets lie outside [{low:.4g}, {high:.4g}], where no policy's value can be, and "
@@ -56,7 +59,7 @@ class TargetClamp(Safeguard):
 
     Where the module has `target_transforms` (all algorithms of rlmods), the clamp is one of them. Elsewhere it is a
     forward hook on the modules whose name says that they are a target network (`target`, `tgt`, `slow`, `ema`), and
-    clamps what they return, which must be one tensor of values.
+    clamps what they return, which must be one tensor of values; actors and encoders are left alone.
 
     Args:
         low: lowest value that is possible; None finds it from the transitions.
@@ -101,7 +104,7 @@ class TargetClamp(Safeguard):
         if isinstance(transforms, list):
             transforms.append(self.clamp)
             return
-        networks = target_networks(pl_module)
+        networks = {name: net for name, net in target_networks(pl_module).items() if not _NO_VALUES.search(name)}
         if not networks:
             raise ValueError(
                 f"TargetClamp found nothing to clamp in {type(pl_module).__name__}: expected a list target_transforms, "
@@ -129,7 +132,12 @@ class TargetClamp(Safeguard):
         low, high = self._interval(target)
         return target.clamp(low, high)
 
-    def _clamp_output(self, module: Module, inputs: Any, output: Tensor) -> Tensor:
+    def _clamp_output(self, module: Module, inputs: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"TargetClamp got a {type(output).__name__} from {type(module).__name__}, expected one tensor of "
+                "values: give the module a list target_transforms, whose callables it applies to its targets"
+            )
         return self.clamp(output)
 
     def _interval(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +157,7 @@ class TargetClamp(Safeguard):
         if self._outside:
             targets = torch.cat([target.reshape(-1) for target in self._outside])
             low, high = self._interval(targets)
-            slack = 1e-3 * torch.maximum(high - low, torch.maximum(low.abs(), high.abs()))
+            slack = 0.01 * torch.maximum(high - low, torch.maximum(low.abs(), high.abs()))
             outside = ((targets > high + slack) | (targets < low - slack)).float().mean()
             statistics = torch.stack([outside, -low, high])
         else:

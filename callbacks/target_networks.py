@@ -5,14 +5,14 @@ import re
 from lightning.pytorch import LightningModule
 from torch.nn import Module
 
-_TARGET = re.compile(r"(^|[._])(target|tgt|slow|ema)(?=[._]|$)")
+_TARGET = re.compile(r"(^|[._])(target|targ|tgt|slow|ema)(?=[._\d]|$)")
 
 
 def target_networks(pl_module: LightningModule) -> dict[str, Module]:
     """By name, the outermost sub-modules with parameters whose name says target, tgt, slow or ema."""
     named = {
         name: module
-        for name, module in pl_module.named_modules()
+        for name, module in _named_modules(pl_module).items()
         if _TARGET.search(name) and next(module.parameters(), None) is not None
     }
     return {name: module for name, module in named.items() if not _has_ancestor(name, named)}
@@ -20,12 +20,17 @@ def target_networks(pl_module: LightningModule) -> dict[str, Module]:
 
 def online_network(pl_module: LightningModule, target: str) -> Module | None:
     """The network that a target network follows: the one with its name less the word, else the first of its shapes."""
-    modules = dict(pl_module.named_modules())
+    modules = _named_modules(pl_module)
     shapes = _shapes(modules[target])
-    plain = _TARGET.sub("", target).strip("._")
+    plain = _TARGET.sub(r"\1", target).replace("._", ".").replace("__", "_").strip("._")
     candidates = [modules[plain]] if plain in modules else []
     candidates += [module for name, module in modules.items() if not _TARGET.search(name)]
     return next((module for module in candidates if _shapes(module) == shapes), None)
+
+
+def _named_modules(pl_module: LightningModule) -> dict[str, Module]:
+    # By default torch leaves out a module's second name, which a target has that is its own online network.
+    return dict(pl_module.named_modules(remove_duplicate=False))
 
 
 def _shapes(module: Module) -> list[tuple[int, ...]]:

@@ -10,16 +10,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from rlmods.callbacks.detectors import Severity, Verdict
 from rlmods.callbacks.safeguard import Mode, Readings, Safeguard, is_window, require_signals
 from rlmods.callbacks.transitions import transition_of
 from rlmods.callbacks.value_detector import Gap, ValueDetector, ValueWindow
 from rlmods.functional.value_bounds import ValueInterval, explained_variance, value_interval
 from rlmods.types import ExperienceSource, Observation, ReplayBatch, Transition
 
-# Windows between two probes of the module's td_target, which cost three more of them.
+# Windows between two probes of the module's td_target, which cost two more of them.
 _PROBE_EVERY = 64
-_LOWEST = ("low", "reward_low", "q_low", "target_low")
-_MEANS = ("target_mean", "explained_variance", "terminated", "truncated", "unchanged")
+_LOWEST = ("low", "reward_low", "q_low", "target_low", "start_low")
+_MEANS = ("target_mean", "start_mean", "explained_variance", "terminated", "truncated", "unchanged", "episode_length")
 
 
 class ValueBoundGuard(Safeguard):
@@ -67,10 +68,13 @@ class ValueBoundGuard(Safeguard):
         self.detector = ValueDetector(slack=slack, gap=gap)
         self._seen: ValueInterval | None = None
         self._rewards: ValueInterval | None = None  # the rewards themselves
+        self._start: list[Tensor] = []  # lowest, mean and highest target of the first update
         self._interval = [-math.inf, math.inf]  # of the last window
         self._carries_graph = False
-        self._windows = 0
+        self._windows = 0  # that were measured
+        self._updates = 0
         self._checked = False
+        self._expects_signals = False  # a batch came, which is no warm-up, without any
         self._readings = Readings()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,8 +95,11 @@ class ValueBoundGuard(Safeguard):
         seen = value_interval(transition.reward, transition.discount)
         self._seen = seen if self._seen is None else self._seen.hull(seen)
         if transition.reward.numel():
-            finite = transition.reward.where(transition.reward.isfinite(), 0.0)
-            rewards = ValueInterval(*finite.aminmax())
+            # A reward at the end, as that of a goal, says nothing about the scale of the others.
+            is_inner = transition.reward.isfinite() & (transition.discount > 0.0)
+            low = transition.reward.where(is_inner, torch.inf).amin()
+            high = transition.reward.where(is_inner, -torch.inf).amax()
+            rewards = ValueInterval(low, high)
             self._rewards = rewards if self._rewards is None else self._rewards.hull(rewards)
 
     def on_train_batch_end(
@@ -103,19 +110,29 @@ class ValueBoundGuard(Safeguard):
         if has_outputs and not self._checked:
             require_signals(self, outputs, ["q_value", "td_target"])
             self._checked = True
+        self._expects_signals |= not has_outputs and not (isinstance(batch, ReplayBatch) and batch.num_updates == 0)
+        if has_outputs and not self._start:
+            first = outputs["td_target"].detach().float()
+            first = first[0] if first.dim() > 1 else first
+            self._start = [first.amin(), first.mean(), first.amax()]
+        if has_outputs:
+            self._updates += outputs["q_value"].shape[0] if outputs["q_value"].dim() > 1 else 1
         if not is_window(self.every_n_iterations, batch_idx):
             return
         with torch.no_grad():
             measured = self._measure(pl_module, outputs, batch) if has_outputs else {}
+        length = _episode_length(trainer)
+        if length is not None:
+            measured["episode_length"] = torch.tensor(length, device=pl_module.device)
         nothing = torch.full((), math.nan, device=pl_module.device)
-        statistics = torch.stack([measured.get(field, nothing).float() for field in ValueWindow._fields])
+        statistics = torch.stack([measured.get(field, nothing).to(nothing) for field in ValueWindow._fields])
         arrived = self._readings.exchange(trainer, statistics)
         if arrived is not None and has_outputs:
             self._decide(trainer, _of_all_processes(arrived[0]))
 
     def _decide(self, trainer: Trainer, window: ValueWindow) -> None:
         self._interval = [window.low, window.high]
-        self.report(trainer, self.detector.update(window, _episode_length(trainer)))
+        self.report(trainer, self.detector.update(window))
         names = ("low", "high", "target_low", "target_high", "q_low", "q_high", "explained_variance")
         self.draw(trainer, {name: getattr(window, name) for name in names})
 
@@ -130,16 +147,20 @@ class ValueBoundGuard(Safeguard):
             "target_mean": target.mean(),
             "target_high": target_high,
             "explained_variance": explained_variance(target, target - q_value),
+            "error": (target - q_value).std(correction=0),
+            "updates": torch.tensor(float(self._updates), device=target.device),
             "transitions": torch.tensor(float(target.numel()), device=target.device),
             "requires_grad": torch.tensor(float(self._carries_graph), device=target.device),
         }
         if "td_error" in outputs:
             measured["identity_error"] = (outputs["td_error"] - (target - q_value)).abs().amax()
+        measured |= dict(zip(("start_low", "start_mean", "start_high"), self._start, strict=True))
         measured |= self._bounds(target)
-        transition = getattr(batch, "transition", None)
-        if transition is not None and transition.reward.shape == target.shape:
+        transition = getattr(batch, "transition", batch)
+        if all(hasattr(transition, name) for name in Transition._fields) and transition.reward.shape == target.shape:
             measured |= _of_transitions(transition, target)
-        if self._windows % _PROBE_EVERY == 0:
+        # At 1, 2, 4, … too: of a network that begins at zero the first probe sees nothing.
+        if self._windows % _PROBE_EVERY == 0 or self._windows.bit_count() == 1:
             measured |= _probe(pl_module, batch)
         self._windows += 1
         return measured
@@ -170,8 +191,14 @@ class ValueBoundGuard(Safeguard):
             self.detector.update_gap(gap, *self._interval)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the module as it was."""
+        """Leave the module as it was; say so where it never gave a signal, which a warm-up may do for a while."""
         self._leave(pl_module)
+        if self._expects_signals and not self._checked:
+            message = (
+                f"nothing was measured: training_step of {type(pl_module).__name__} returned nothing in the whole run, "
+                "expected a dict with detached tensors q_value and td_target; return them, or leave this callback out"
+            )
+            self.report(trainer, [Verdict("no_signals", Severity.WARN, message, {})])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the module as it was."""
@@ -193,8 +220,10 @@ class ValueBoundGuard(Safeguard):
             **super().state_dict(),
             "seen": _to_floats(self._seen),
             "rewards": _to_floats(self._rewards),
+            "start": [float(value) for value in self._start],
             "interval": list(self._interval),
             "windows": self._windows,
+            "updates": self._updates,
             "detector": self.detector.state_dict(),
         }
 
@@ -203,8 +232,10 @@ class ValueBoundGuard(Safeguard):
         super().load_state_dict(state_dict)
         self._seen = _from_floats(state_dict["seen"])
         self._rewards = _from_floats(state_dict["rewards"])
+        self._start = [torch.tensor(value) for value in state_dict["start"]]
         self._interval = list(state_dict["interval"])
         self._windows = state_dict["windows"]
+        self._updates = state_dict["updates"]
         self.detector.load_state_dict(state_dict["detector"])
 
 

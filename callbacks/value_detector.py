@@ -8,6 +8,9 @@ from rlmods.callbacks.detectors import Confirmation, Severity, Verdict
 # Float32 targets are sums of a few products: their rounding stays far below this share of their size.
 ROUNDING = 1e-3
 
+# Updates that a critic is given before it must explain anything.
+LEARNING = 2_000
+
 
 class ValueWindow(NamedTuple):
     """What one window measured; NaN where a batch or a module does not give it."""
@@ -21,7 +24,12 @@ class ValueWindow(NamedTuple):
     target_low: float
     target_mean: float
     target_high: float
+    start_low: float  # of the targets of the first update, made by the initial network
+    start_mean: float
+    start_high: float
     explained_variance: float
+    error: float  # standard deviation of target − value
+    updates: float  # so far
     discount: float  # the highest
     terminal_discount: float  # the highest of a terminated transition
     terminal_error: float  # max |target − reward| over terminated transitions
@@ -31,6 +39,7 @@ class ValueWindow(NamedTuple):
     unchanged: float  # share of the transitions whose next observation equals the observation
     transitions: float  # measured in this window
     requires_grad: float  # 1 where a target carried a graph
+    episode_length: float  # mean of the training episodes; NaN before the first has ended
     discount_ignored: float  # by how much targets made with half the discount miss half of the bootstrap
 
 
@@ -61,8 +70,9 @@ class ValueDetector:
 
     def reset(self) -> None:
         """Start anew: at the beginning, and after the weights have jumped."""
-        self.windows = 0
         self.excess: list[float] = []  # of the last windows, in shares of the interval's size
+        self.diverges = False
+        self.discount_ignored = math.nan  # of the last probe
         self.outside = {name: Confirmation(3, 3) for name in ("q_value", "td_target")}
         self.beyond = Confirmation(3, 3)
         self.unexplained = Confirmation(4, 4)
@@ -77,13 +87,12 @@ class ValueDetector:
         self.transitions_seen = 0.0
         self.gap_verdicts: list[Verdict] = []
 
-    def update(self, window: ValueWindow, episode_length: float | None) -> list[Verdict]:
-        """Take in a window and the mean length of training episodes, None before the first has ended."""
-        self.windows += 1
+    def update(self, window: ValueWindow) -> list[Verdict]:
+        """Take in a window."""
         verdicts = [
             *self._identities(window),
             *self._bounds(window),
-            *self._episode_ends(window, episode_length),
+            *self._episode_ends(window),
             *self._reward_range(window),
             *self._explained(window),
         ]
@@ -145,15 +154,17 @@ class ValueDetector:
                     {},
                 )
             )
-        if window.discount_ignored > ROUNDING * size:
+        if not math.isnan(window.discount_ignored):
+            self.discount_ignored = window.discount_ignored / size
+        if self.discount_ignored > ROUNDING:
             verdicts.append(
                 Verdict(
                     "discount_ignored",
                     Severity.ACT,
                     "with half the discount the module's td_target does not add half the bootstrap value (it misses it "
-                    f"by {window.discount_ignored:.4g}): it uses another discount than the batch's, which knows about "
-                    "termination and the horizon; write reward + discount · value",
-                    {"error": window.discount_ignored, "tolerance": ROUNDING * size},
+                    f"by {self.discount_ignored:.2g} of the targets' size): it uses another discount than the batch's, "
+                    "which knows about termination and the horizon; write reward + discount · value",
+                    {"relative_error": self.discount_ignored, "tolerance": ROUNDING},
                 )
             )
         if self.unchanged.update(window.unchanged > 0.95):
@@ -174,19 +185,25 @@ class ValueDetector:
         size = max(window.high - window.low, abs(window.low), abs(window.high))
         if not (math.isfinite(size) and size > 0.0):
             return []
+        # Values that begin outside, because rewards are small against the initial network, stay or come closer; a
+        # divergence goes away.
+        start_over = _over(window.start_low, window.start_high, window) / size
+        start_excess = _over(window.start_mean, window.start_mean, window) / size
         verdicts = []
         for name, lowest, highest in (
             ("q_value", window.q_low, window.q_high),
             ("td_target", window.target_low, window.target_high),
         ):
-            over = max(highest - window.high, window.low - lowest) / size
-            if self.outside[name].update(over > self.slack):
+            over = _over(lowest, highest, window) / size
+            if self.outside[name].update(over > max(self.slack, 2.0 * start_over)):
                 verdicts.append(self._outside(name, lowest, highest, over, Severity.WARN, window))
-        self.excess = [*self.excess, max(window.target_mean - window.high, window.low - window.target_mean) / size][-6:]
-        # Values that begin outside, because rewards are small against the initial network, come closer; a divergence
-        # goes away. The mean, because single values pass the bound in runs that end well.
+        # The mean, because single values pass the bound in runs that end well.
+        excess = _over(window.target_mean, window.target_mean, window) / size
+        self.excess = [*self.excess, excess][-6:]
         grows = len(self.excess) == 6 and min(self.excess[3:]) > max(self.excess[:3])
-        if self.beyond.update(self.excess[-1] > max(0.25, 5.0 * self.slack)) and (grows or self.excess[-1] > 10.0):
+        is_beyond = self.beyond.update(excess > max(0.25, 5.0 * self.slack, 2.0 * start_excess))
+        self.diverges = is_beyond and (self.diverges or grows or excess > 10.0)
+        if self.diverges:
             verdicts = [
                 self._outside(
                     "target_mean", window.target_mean, window.target_mean, self.excess[-1], Severity.ACT, window
@@ -215,8 +232,9 @@ class ValueDetector:
 
     # The ends of episodes
 
-    def _episode_ends(self, window: ValueWindow, episode_length: float | None) -> list[Verdict]:
-        if episode_length is None or not window.transitions or math.isnan(window.terminated):
+    def _episode_ends(self, window: ValueWindow) -> list[Verdict]:
+        episode_length = window.episode_length
+        if math.isnan(episode_length + window.transitions + window.terminated):
             return []
         self.transitions_seen += window.transitions
         self.ends_expected += window.transitions / max(episode_length, 1.0)
@@ -275,16 +293,18 @@ class ValueDetector:
 
     def _explained(self, window: ValueWindow) -> list[Verdict]:
         value = window.explained_variance
-        if math.isnan(value) or self.windows <= 8:
+        # Targets that hardly vary, as those of a solved task, are followed well enough without being explained.
+        size = max(abs(window.target_low), abs(window.target_high))
+        if math.isnan(value) or window.updates < LEARNING:
             return []
-        if not self.unexplained.update(value < 0.0):
+        if not self.unexplained.update(value < 0.0 and window.error > 0.05 * size):
             return []
         message = (
             f"the critic explains {value:.2f} of the variance of its targets, less than a constant would (0), in 4 "
             "windows: it does not follow them. Look whether its gradients arrive and whether it is updated, then at "
             "the scale of the rewards against the gradient clip"
         )
-        evidence = {"explained_variance": value, "threshold": 0.0, "windows": 4}
+        evidence = {"explained_variance": value, "threshold": 0.0, "error": window.error, "windows": 4}
         return [Verdict("critic_does_not_explain", Severity.WARN, message, evidence)]
 
     # Q against what really came
@@ -331,9 +351,15 @@ class ValueDetector:
         return {**self.outside, **{name: getattr(self, name) for name in named}}
 
 
+def _over(lowest: float, highest: float, window: ValueWindow) -> float:
+    """By how much values pass the interval; negative inside."""
+    return max(highest - window.high, window.low - lowest)
+
+
 _REMEMBERED = (
-    "windows",
     "excess",
+    "diverges",
+    "discount_ignored",
     "reward",
     "reward_windows",
     "reward_alarm",

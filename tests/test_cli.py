@@ -47,14 +47,14 @@ assert not heavy, heavy
 def test_help_and_configs_need_no_torch() -> None:
     completed = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
-    assert "usage: python -m rlmods {fit,validate,test,predict,replay,configs}" in completed.stdout
+    assert "usage: python -m rlmods {fit,validate,test,predict,configs,replay}" in completed.stdout
     assert "dqn_cartpole  DQN on CartPole-v1" in completed.stdout
 
 
 def test_unknown_command() -> None:
     completed = start("train", "--config", "dqn_cartpole")
     assert completed.returncode == 2
-    assert completed.stderr == "error: got the command 'train', expected one of fit, validate, test, predict, replay, configs\n"
+    assert completed.stderr == "error: got the command 'train', expected one of fit, validate, test, predict, configs, replay\n"
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
