@@ -1,0 +1,91 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rlmods.functional.value_bounds import ValueInterval, explained_variance, value_interval
+
+
+def interval(reward: list[float], discount: list[float]) -> tuple[float, float]:
+    found = value_interval(torch.tensor(reward), torch.tensor(discount))
+    return float(found.low), float(found.high)
+
+
+def test_golden_cartpole() -> None:
+    """Reward 1 a step, at most for ever: 1/(1 − 0.99) = 100."""
+    assert interval([1.0, 1.0, 1.0], [0.99, 0.0, 0.99]) == pytest.approx((1.0, 100.0), rel=1e-4)
+
+
+def test_golden_three_steps_have_the_interval_of_one() -> None:
+    """1 + 0.99 + 0.9801 = 2.9701; near the end a horizon of two steps and of one."""
+    found = interval([2.9701, 2.9701, 1.99, 1.0], [0.99**3, 0.0, 0.0, 0.0])
+    assert found == pytest.approx((1.0, 100.0), rel=1e-4)
+
+
+def test_golden_negative_rewards_that_never_end() -> None:
+    """As in Pendulum: the worst for ever below, the best once above, since an episode may end there."""
+    assert interval([-16.0, -0.5, -4.0], [0.9, 0.9, 0.9]) == pytest.approx((-160.0, -0.5), rel=1e-5)
+
+
+def test_golden_one_reward_at_the_end() -> None:
+    assert interval([0.0, 0.0, 1.0], [0.99, 0.99, 0.0]) == (0.0, 1.0)
+
+
+def test_golden_step_cost_and_goal() -> None:
+    assert interval([-0.1, 1.0], [0.9, 0.0]) == pytest.approx((-1.0, 1.0))
+
+
+def test_before_the_first_reward_the_interval_is_a_point() -> None:
+    assert interval([0.0, 0.0], [0.99, 0.0]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("discount", [1.0, 1.01])
+def test_a_discount_of_one_or_more_leaves_no_bound_on_its_side(discount: float) -> None:
+    assert interval([1.0], [discount]) == (1.0, math.inf)
+    assert interval([-1.0], [discount]) == (-math.inf, -1.0)
+    assert interval([0.0], [discount]) == (0.0, 0.0)
+
+
+def test_rewards_that_are_not_finite_say_nothing() -> None:
+    assert interval([1.0, math.nan, math.inf, -math.inf], [0.5] * 4) == (0.0, 2.0)
+
+
+def test_no_transitions_allow_nothing_and_change_nothing() -> None:
+    nothing = value_interval(torch.zeros(0, 8), torch.zeros(0, 8))
+    assert (float(nothing.low), float(nothing.high)) == (math.inf, -math.inf)
+    hull = ValueInterval(torch.tensor(1.0), torch.tensor(2.0)).hull(nothing)
+    assert (float(hull.low), float(hull.high)) == (1.0, 2.0)
+
+
+def test_shapes_are_any() -> None:
+    stacked = value_interval(torch.ones(4, 16), torch.full((4, 16), 0.5))
+    assert stacked.low.shape == stacked.high.shape == ()
+
+
+_REWARDS = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=8)
+
+
+@given(_REWARDS, st.lists(st.floats(0, 0.9375, width=32), min_size=8, max_size=8), st.floats(0, 1))
+def test_targets_of_values_inside_stay_inside(rewards: list[float], discounts: list[float], at: float) -> None:
+    reward, discount = torch.tensor(rewards), torch.tensor(discounts[: len(rewards)])
+    low, high = value_interval(reward, discount)
+    value: Tensor = low + at * (high - low)
+    target = reward + discount * value
+    rounding = 1e-4 * max(float(high - low), float(low.abs()), float(high.abs()))
+    assert bool((target >= low - rounding).all())
+    assert bool((target <= high + rounding).all())
+
+
+def test_golden_explained_variance() -> None:
+    """Targets 0 and 2 (variance 1), errors −0.5 and 0.5 (variance 0.25)."""
+    target = torch.tensor([0.0, 2.0])
+    assert float(explained_variance(target, torch.tensor([-0.5, 0.5]))) == pytest.approx(0.75)
+    assert float(explained_variance(target, torch.tensor([7.0, 7.0]))) == pytest.approx(1.0)
+    assert float(explained_variance(target, torch.tensor([-2.0, 2.0]))) == pytest.approx(-3.0)
+
+
+def test_constant_targets_have_nothing_to_explain() -> None:
+    assert math.isnan(float(explained_variance(torch.full((8,), 100.0), torch.randn(8))))
