@@ -1,8 +1,8 @@
 """What safeguards cost: training frames per second of DQN on CartPole-v1 with and without them, side by side.
 
 `python benchmarks/safeguard_cost.py` lets a run without safeguards and one with those of `configs/safeguards/safe.yaml`
-take turns, a block each, in one process with one torch thread, as `dqn_speed.py` does, and prints the share of time that
-the second spends more, in wall time and in CPU time. `--each` measures each safeguard alone as well.
+take turns, a block each, in one process with one torch thread, as `dqn_speed.py` does, and prints the share of time
+that the second spends more, in wall time and in CPU time. `--each` measures each safeguard alone as well.
 
     small    as `configs/dqn_cartpole.yaml`: 8 environments; 64 frames, then 16 updates of 64; 128x128
     zoo      1 environment; 256 frames, then 128 updates of 64; 256x256

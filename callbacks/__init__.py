@@ -7,7 +7,30 @@ from rlmods.callbacks.curves import Curves
 from rlmods.callbacks.eval_early_stopping import EvalEarlyStopping
 from rlmods.callbacks.global_rng import GlobalRNG
 from rlmods.callbacks.graceful_stop import GracefulStop
+from rlmods.callbacks.gradient_clip_verifier import GradientClipVerifier
+from rlmods.callbacks.kl_spike_pause import KLSpikePause
+from rlmods.callbacks.liveness_guard import LivenessGuard
+from rlmods.callbacks.metric_range_guard import MetricRangeGuard
+from rlmods.callbacks.non_finite_guard import NonFiniteGuard
 from rlmods.callbacks.progress import EnvStepsProgressBar
+from rlmods.callbacks.rollback import Rollback
 from rlmods.callbacks.run_record import RunRecord
+from rlmods.callbacks.target_clamp import TargetClamp
+from rlmods.callbacks.value_bound_guard import ValueBoundGuard
 
-__all__ = ["Curves", "EnvStepsProgressBar", "EvalEarlyStopping", "GlobalRNG", "GracefulStop", "RunRecord"]
+__all__ = [
+    "Curves",
+    "EnvStepsProgressBar",
+    "EvalEarlyStopping",
+    "GlobalRNG",
+    "GracefulStop",
+    "GradientClipVerifier",
+    "KLSpikePause",
+    "LivenessGuard",
+    "MetricRangeGuard",
+    "NonFiniteGuard",
+    "Rollback",
+    "RunRecord",
+    "TargetClamp",
+    "ValueBoundGuard",
+]

@@ -80,7 +80,7 @@ class TargetClamp(Safeguard):
         *,
         low: float | None = None,
         high: float | None = None,
-        max_fraction: float = 0.01,
+        max_fraction: float = 0.1,
         windows: int = 10,
         every_n_iterations: int = 8,
         name: str = "target_clamp",

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from rlmods.callbacks.detectors import Severity, Verdict
 from rlmods.callbacks.safeguard import Mode, Readings, Safeguard, is_window, require_signals
+from rlmods.callbacks.target_probe import probe_targets
 from rlmods.callbacks.transitions import transition_of
 from rlmods.callbacks.value_detector import Gap, ValueDetector, ValueWindow
 from rlmods.functional.value_bounds import ValueInterval, explained_variance, value_interval
@@ -20,7 +20,17 @@ from rlmods.types import ExperienceSource, Observation, ReplayBatch, Transition
 # Windows between two probes of the module's td_target, which cost two more of them.
 _PROBE_EVERY = 64
 _LOWEST = ("low", "reward_low", "q_low", "target_low", "start_low")
-_MEANS = ("target_mean", "start_mean", "explained_variance", "terminated", "truncated", "unchanged", "episode_length")
+_MEANS = (
+    "target_mean",
+    "q_outside",
+    "target_outside",
+    "start_mean",
+    "explained_variance",
+    "terminated",
+    "truncated",
+    "unchanged",
+    "episode_length",
+)
 
 
 class ValueBoundGuard(Safeguard):
@@ -155,13 +165,19 @@ class ValueBoundGuard(Safeguard):
         if "td_error" in outputs:
             measured["identity_error"] = (outputs["td_error"] - (target - q_value)).abs().amax()
         measured |= dict(zip(("start_low", "start_mean", "start_high"), self._start, strict=True))
-        measured |= self._bounds(target)
+        bounds = self._bounds(target)
+        measured |= bounds
+        if "low" in bounds and "high" in bounds:
+            beyond = self.detector.slack * (bounds["high"] - bounds["low"])
+            low, high = bounds["low"] - beyond, bounds["high"] + beyond
+            measured["q_outside"] = ((q_value < low) | (q_value > high)).float().mean()
+            measured["target_outside"] = ((target < low) | (target > high)).float().mean()
         transition = getattr(batch, "transition", batch)
         if all(hasattr(transition, name) for name in Transition._fields) and transition.reward.shape == target.shape:
             measured |= _of_transitions(transition, target)
         # At 1, 2, 4, … too: of a network that begins at zero the first probe sees nothing.
         if self._windows % _PROBE_EVERY == 0 or self._windows.bit_count() == 1:
-            measured |= _probe(pl_module, batch)
+            measured |= probe_targets(pl_module, batch)
         self._windows += 1
         return measured
 
@@ -264,26 +280,6 @@ def _unchanged(observation: Observation, next_observation: Observation, batch_di
 
 def _is_equal(now: Tensor, then: Tensor, batch_dims: int) -> Tensor:
     return (now == then).reshape(*now.shape[:batch_dims], -1).all(-1)
-
-
-def _probe(pl_module: LightningModule, batch: Any) -> dict[str, Tensor]:
-    """Whether the module's targets are linear in the discount of the batch, as y = R + D·V is."""
-    td_target = getattr(pl_module, "td_target", None)
-    if not callable(td_target) or not isinstance(batch, ReplayBatch):
-        return {}
-    transition = batch.minibatches()[0].transition
-    in_use: list[Any] = getattr(pl_module, "target_transforms", [])
-    transforms = list(in_use)
-    in_use.clear()
-    try:
-        targets = []
-        for factor in (1.0, 0.5):
-            with isolate_rng():  # the same noise in both, and none of the training's
-                targets.append(td_target(transition._replace(discount=transition.discount * factor)))
-    finally:
-        in_use.extend(transforms)
-    whole, half = (target - transition.reward for target in targets)
-    return {"discount_ignored": (whole - 2.0 * half).abs().amax()}
 
 
 def _of_all_processes(rows: list[list[float]]) -> ValueWindow:

@@ -54,7 +54,10 @@ def test_help_and_configs_need_no_torch() -> None:
 def test_unknown_command() -> None:
     completed = start("train", "--config", "dqn_cartpole")
     assert completed.returncode == 2
-    assert completed.stderr == "error: got the command 'train', expected one of fit, validate, test, predict, configs, replay\n"
+    assert (
+        completed.stderr
+        == "error: got the command 'train', expected one of fit, validate, test, predict, configs, replay\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

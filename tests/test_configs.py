@@ -7,19 +7,21 @@ from running import newest_checkpoint, newest_run
 from rlmods.cli import run
 from rlmods.configs import describe_configs, find_config, shipped_configs
 
-CONFIGS = sorted(shipped_configs())
+SHIPPED = sorted(shipped_configs())
+PRESETS = [name for name in SHIPPED if name.startswith("safeguards/")]
+CONFIGS = [name for name in SHIPPED if name not in PRESETS]
 
 
 def test_every_file_is_shipped() -> None:
     folder = Path(__file__).parents[1] / "configs"
-    assert [find_config(name).name for name in CONFIGS] == [file.name for file in sorted(folder.rglob("*.yaml"))]
+    assert [find_config(name).name for name in SHIPPED] == [file.name for file in sorted(folder.rglob("*.yaml"))]
     assert "dqn_cartpole" in CONFIGS
 
 
 def test_each_says_what_it_is_in_one_line() -> None:
     lines = describe_configs().splitlines()
-    assert len(lines) == len(CONFIGS)
-    for name, line in zip(CONFIGS, lines, strict=True):
+    assert len(lines) == len(SHIPPED)
+    for name, line in zip(SHIPPED, lines, strict=True):
         assert line.startswith(name)
         assert len(line.removeprefix(name).strip()) > 20
 
@@ -30,6 +32,22 @@ def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert find_config("dqn_cartpole") == Path("dqn_cartpole")
     with pytest.raises(FileNotFoundError, match=r"got --config dqn_cart, .*dqn_cartpole"):
         find_config("dqn_cart")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_added_to_any_run(preset: str, tmp_path: Path) -> None:
+    """Twice the same would be two callbacks of one name; the run's own callbacks stay."""
+    small = ["total_env_steps", 1_500, "eval_episodes", 2, "updates_per_iteration", 4]
+    options = [f"--data.init_args.{key}={value}" for key, value in zip(small[::2], small[1::2], strict=True)]
+    own = ["--trainer.callbacks+=rlmods.callbacks.EvalEarlyStopping", "--trainer.callbacks.name=own"]
+    command = ["fit", "--config", "dqn_cartpole", *own, "--config", preset, "--trainer.default_root_dir", str(tmp_path)]
+    run([*command, *options])
+    checkpoint = newest_checkpoint(newest_run(tmp_path))
+    mode = preset.removeprefix("safeguards/")
+    entries = yaml.safe_load(find_config(preset).read_text())["trainer"]["callbacks+"]
+    assert checkpoint["health"] == {name: {} for name in checkpoint["health"]}
+    assert len(checkpoint["health"]) == len(entries) + 1
+    assert any(key.startswith("Rollback") for key in checkpoint["callbacks"]) == (mode == "safe")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

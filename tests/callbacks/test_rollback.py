@@ -57,7 +57,9 @@ class Toy(LightningModule):
 class Alarm(Safeguard):
     """Raises an alarm at the end of some iterations, for one window."""
 
-    def __init__(self, *iterations: int, cause: str = "target_out_of_bounds", severity: Severity = Severity.ACT) -> None:
+    def __init__(
+        self, *iterations: int, cause: str = "target_out_of_bounds", severity: Severity = Severity.ACT
+    ) -> None:
         super().__init__(name="alarm", mode="observe")
         self.iterations = iterations
         self.cause = cause

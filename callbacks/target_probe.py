@@ -1,0 +1,53 @@
+"""How a module makes its targets, found out by asking it: identities that its ordinary targets do not show."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from rlmods.callbacks.target_networks import target_networks
+from rlmods.types import ReplayBatch
+
+
+def probe_targets(pl_module: LightningModule, batch: Any) -> dict[str, Tensor]:
+    """Whether the targets of the module's `td_target(transition)` are y = R + D·V, with the batch's own D.
+
+    Returns:
+        Empty where the module has no such method or the batch is no `ReplayBatch`. Else, in the unit of the targets,
+        `discount_ignored`: how far y with half of D misses half of D·V; and, where target networks that return values
+        of actions `[B, A]` were asked, `bootstrap_outside`: how far y − R lies outside D times what they said of the
+        next state. Whatever action a policy takes there, its value is not outside.
+    """
+    td_target = getattr(pl_module, "td_target", None)
+    if not callable(td_target) or not isinstance(batch, ReplayBatch):
+        return {}
+    transition = batch.minibatches()[0].transition
+    said: list[Tensor] = []
+
+    def listen(*call: Any) -> None:
+        output = call[-1]
+        if isinstance(output, Tensor) and output.shape[:-1] == transition.reward.shape:
+            said.append(output)
+
+    in_use: list[Any] = getattr(pl_module, "target_transforms", [])
+    transforms = list(in_use)
+    in_use.clear()
+    handles = [network.register_forward_hook(listen) for network in target_networks(pl_module).values()]
+    try:
+        targets = []
+        for factor in (1.0, 0.5):
+            with isolate_rng():  # the same noise in both, and none of the training's
+                targets.append(td_target(transition._replace(discount=transition.discount * factor)))
+    finally:
+        for handle in handles:
+            handle.remove()
+        in_use.extend(transforms)
+    whole, half = (target - transition.reward for target in targets)
+    probed = {"discount_ignored": (whole - 2.0 * half).abs().amax()}
+    if said:
+        values = torch.cat(said, dim=-1)
+        low, high = transition.discount * values.amin(-1), transition.discount * values.amax(-1)
+        probed["bootstrap_outside"] = torch.maximum(whole - high, low - whole).clamp(min=0.0).amax()
+    return probed
