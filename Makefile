@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 BEGUN := $(VENV)/.begun
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: fit test install lint wheel-test learning slow
+.PHONY: fit test install lint wheel-test learning faults slow
 
 fit: $(STAMP)
 	$(BIN)/python -m rlmods fit --config configs/dqn_cartpole.yaml
@@ -36,6 +36,10 @@ wheel-test: $(STAMP)
 # Toy problems with a known optimum.
 learning: $(STAMP)
 	$(BIN)/python -m pytest -m learning
+
+# Breaks DQN, one line at a time, under the safeguards.
+faults: $(STAMP)
+	$(BIN)/python -m benchmarks.faults.run --smoke
 
 # Real thresholds; takes minutes to hours.
 slow: $(STAMP)

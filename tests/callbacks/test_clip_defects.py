@@ -161,8 +161,10 @@ def test_no_gradient_tells_none_from_zero() -> None:
 def test_a_clip_that_always_works() -> None:
     clipped, free = measured([1.0], [2.0], update=500), measured([0.5], [0.5], update=500)
     (verdict,) = decide(clipped, windows=10)
-    assert verdict[:2] == ("clip_always_active", Severity.WARN)
+    assert verdict[:2] == ("clip_always_active", Severity.INFO)
     assert (verdict.evidence["clipped_fraction"], verdict.evidence["median_ratio"]) == (1.0, 0.5)
+    (verdict,) = decide(measured([1.0], [25.0], update=500), windows=10)
+    assert verdict[:2] == ("clip_always_active", Severity.WARN)  # a gradient of 25 times the limit
     assert decide(clipped, windows=9) == []
     assert decide(clipped._replace(update=499), windows=10) == []
     assert decide(*[clipped] * 9, free, windows=10) == []
