@@ -13,10 +13,11 @@ class LivenessWindow(NamedTuple):
     updates: float  # optimiser steps with gradients, of all optimisers
     update_ratio: Mapping[str, float]  # by parameter group: ‖Δθ‖ / ‖θ‖ of one update
     learning_rate: Mapping[str, float]  # by parameter group, as the optimiser uses it
+    weight_norm: Mapping[str, float]  # by parameter group
     grad_norm: Mapping[str, Mapping[str, float]]  # by optimiser, by module: L2 norm before the step
     target_distance: Mapping[str, float]  # by target network: ‖θ − θ'‖ / ‖θ‖, the larger of two updates in a row
     target_moved: Mapping[str, float]  # by target network: 0 where its weights equal those of the window before
-    losses: Mapping[str, tuple[float, float]]  # by signal: lowest and highest of the window
+    losses: Mapping[str, tuple[float, float]]  # by signal: the value that most updates share, and their share
     collected: float  # environment steps in this window; NaN where nobody counts
     added: float  # transitions put into the replay in this window; NaN where there is none
     uses: float  # transitions drawn in this window
@@ -53,6 +54,8 @@ class LivenessDetector:
         self.peak_learning_rate: dict[str, float] = {}
         self.peak_grad_norm = 0.0
         self.still: dict[str, float] = {}  # by target network, by loss: updates since it last changed
+        self.last_weight_norm: dict[str, float] = {}
+        self.moved_at: dict[str, float] = {}  # by target network: progress of the run when it last moved
         self.pinned: dict[str, tuple[float, float]] = {}  # by loss: the value that it is pinned at, updates
 
     def update(self, window: LivenessWindow) -> list[Verdict]:
@@ -112,16 +115,28 @@ class LivenessDetector:
                 verdicts.append(
                     Verdict("inert_update", Severity.WARN, message, evidence | {"threshold": self.inert_below})
                 )
-            if self._confirmed(f"violent/{group}", ratio > self.violent_above and self.windows > 4, 2):
-                message = (
-                    f"an update changes the weights of {group} by {ratio:.2g} of their norm, more than "
-                    f"{self.violent_above:.0e}, in 2 windows, at a learning rate of {rate:.3g}: what was learned is "
-                    "thrown away. Lower the learning rate"
-                )
-                verdicts.append(
-                    Verdict("violent_update", Severity.WARN, message, evidence | {"threshold": self.violent_above})
-                )
+            verdicts += self._violent(window, group, evidence)
         return verdicts
+
+    def _violent(self, window: LivenessWindow, group: str, evidence: dict[str, Any]) -> list[Verdict]:
+        """Steps that are large against the weights, or that have just made the weights large, and look small now."""
+        ratio, norm = window.update_ratio[group], window.weight_norm[group]
+        last = self.last_weight_norm.get(group, norm)
+        self.last_weight_norm[group] = norm
+        has_begun = self.windows > 4
+        max_growth = 2.0 if has_begun else 4.0
+        is_thrown = self._confirmed(f"violent/{group}", has_begun and ratio > self.violent_above, 2)
+        # From weights that begin at 0 every growth is infinite.
+        if not (is_thrown or norm > max_growth * last > 0.0):
+            return []
+        message = (
+            f"an update changes the weights of {group} by {ratio:.2g} of their norm, which is {norm:.3g}, after "
+            f"{last:.3g} in the last window, at a learning rate of {evidence['learning_rate_used']:.3g}: what was "
+            "learned is thrown away. Lower the learning rate, or look at what raised it"
+        )
+        evidence |= {"weight_norm": norm, "weight_norm_last": last}
+        evidence |= {"thresholds": {"update_ratio": self.violent_above, "growth": max_growth}}
+        return [Verdict("violent_update", Severity.WARN, message, evidence)]
 
     def _learning_rates(self, window: LivenessWindow) -> list[Verdict]:
         verdicts = []
@@ -161,40 +176,48 @@ class LivenessDetector:
                         {"network": network, "distance": distance, "threshold": 1e-9, "windows": 2},
                     )
                 )
-            if not math.isnan(moved):
-                self.still[network] = 0.0 if moved else self.still.get(network, 0.0) + window.updates
+            if moved or network not in self.still:
+                self.still[network], self.moved_at[network] = 0.0, window.progress
+            self.still[network] += 0.0 if moved else window.updates
+            # Whatever the interval that is declared: fewer than five updates in a run are as good as none.
+            share = window.progress - self.moved_at[network]
+            updates = self.still[network]
+            is_late = updates > self.target_patience or (share > 0.2 and updates >= 200)
             # A distance of nothing says that there was nothing to follow.
-            if self.still.get(network, 0.0) > self.target_patience and distance > 1e-9:
+            if is_late and distance > 1e-9:
                 message = (
-                    f"{network} has not moved for {self.still[network]:.0f} updates and is {distance:.2g} of the norm "
-                    "away from its online network: it is never updated, and targets stay those of the beginning"
+                    f"{network} has not moved for {updates:.0f} updates, {share:.0%} of the run, and is "
+                    f"{distance:.2g} of the norm away from its online network: targets stay those of the past. Is it "
+                    "updated, and is target_update_interval counted in updates?"
                 )
                 evidence = {
                     "network": network,
                     "distance": distance,
-                    "updates": self.still[network],
+                    "updates": updates,
                     "threshold": self.target_patience,
+                    "share": share,
+                    "share_threshold": 0.2,
                 }
                 verdicts.append(Verdict("target_never_moves", Severity.WARN, message, evidence))
         return verdicts
 
     def _losses(self, window: LivenessWindow) -> list[Verdict]:
         verdicts = []
-        for name, (low, high) in window.losses.items():
-            value, updates = self.pinned.get(name, (math.nan, 0.0))
-            scale = 1e-6 * max(abs(low), abs(high))
-            # 0 is what a term that is switched off has, or a task that is solved exactly.
-            is_constant = low != 0.0 and high - low <= scale
-            goes_on = is_constant and abs(low - value) <= scale
+        for name, (value, share) in window.losses.items():
+            last, updates = self.pinned.get(name, (math.nan, 0.0))
+            # Two updates have the same loss by chance next to never. 0 is what a term that is switched off has, or a
+            # task that is solved exactly.
+            is_shared = share >= 0.25 and value != 0.0
+            goes_on = is_shared and abs(value - last) <= 1e-6 * abs(value)
             updates = window.updates + updates if goes_on else window.updates
-            self.pinned[name] = (low, updates) if is_constant else (math.nan, 0.0)
-            value, updates = self.pinned[name]
+            self.pinned[name] = (value, updates) if is_shared else (math.nan, 0.0)
+            updates = updates if goes_on else 0.0
             if updates >= 200:
                 message = (
-                    f"{name} has been {value:.6g} to six digits for {updates:.0f} updates: a max, a clamp or free bits "
-                    "hold it there, and it has no gradient"
+                    f"{name} is {value:.6g} to six digits in {share:.0%} of {updates:.0f} updates: a max, a clamp or "
+                    "free bits hold it there, and it has no gradient"
                 )
-                evidence = {"loss": name, "value": value, "updates": updates, "threshold": 200}
+                evidence = {"loss": name, "value": value, "share": share, "updates": updates, "threshold": 200}
                 verdicts.append(Verdict("pinned_loss", Severity.WARN, message, evidence))
         return verdicts
 
@@ -241,6 +264,8 @@ class LivenessDetector:
             "peak_learning_rate": dict(self.peak_learning_rate),
             "peak_grad_norm": self.peak_grad_norm,
             "still": dict(self.still),
+            "moved_at": dict(self.moved_at),
+            "last_weight_norm": dict(self.last_weight_norm),
             "pinned": {name: list(pinned) for name, pinned in self.pinned.items()},
         }
 
@@ -255,4 +280,6 @@ class LivenessDetector:
         self.peak_learning_rate = dict(state_dict["peak_learning_rate"])
         self.peak_grad_norm = state_dict["peak_grad_norm"]
         self.still = dict(state_dict["still"])
+        self.moved_at = dict(state_dict["moved_at"])
+        self.last_weight_norm = dict(state_dict["last_weight_norm"])
         self.pinned = {name: (value, updates) for name, (value, updates) in state_dict["pinned"].items()}

@@ -124,6 +124,7 @@ class LivenessGuard(StepSafeguard):
                 weights = group["params"]
                 old, before = before[: len(weights)], before[len(weights) :]
                 self._measured[f"ratio/{id(optimizer)}/{position}"] = _distance(weights, old)
+                self._measured[f"norm/{id(optimizer)}/{position}"] = global_norm(weights)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -168,7 +169,10 @@ class LivenessGuard(StepSafeguard):
     def _measure_losses(self, outputs: Any) -> None:
         for name, loss in outputs.items() if isinstance(outputs, Mapping) else ():
             if isinstance(loss, Tensor) and (name.partition("/")[0] == "loss" or name.endswith("_loss")):
-                self._measured[f"low/{name}"], self._measured[f"high/{name}"] = loss.detach().aminmax()
+                low, high = loss.detach().aminmax()
+                at_low, at_high = (loss == low).float().mean(), (loss == high).float().mean()
+                self._measured[f"value/{name}"] = low.where(at_low >= at_high, high)
+                self._measured[f"share/{name}"] = torch.maximum(at_low, at_high)
 
     def _decide(self, trainer: Trainer, pl_module: LightningModule, columns: Mapping[str, tuple[float, ...]]) -> None:
         window = self._window(trainer, pl_module, columns)
@@ -176,6 +180,7 @@ class LivenessGuard(StepSafeguard):
         ownership = _ownership(pl_module, trainer.optimizers)
         self.report(trainer, [*ownership, *self.detector.update(window)])
         curves = {f"update_ratio/{group}": ratio for group, ratio in window.update_ratio.items()}
+        curves |= {f"weight_norm/{group}": norm for group, norm in window.weight_norm.items()}
         curves |= {f"target_distance/{name}": distance for name, distance in window.target_distance.items()}
         if window.added > 0.0:
             curves["uses_per_transition"] = window.uses / window.added
@@ -187,13 +192,14 @@ class LivenessGuard(StepSafeguard):
         highest = {name: max(values) for name, values in columns.items()}
         lowest = {name: min(values) for name, values in columns.items()}
         owners = {id(parameter): name for name, parameter in pl_module.named_parameters()}
-        ratios, rates, norms = {}, {}, {}
+        ratios, rates, sizes, norms = {}, {}, {}, {}
         for number, optimizer in enumerate(trainer.optimizers):
             for position, group in enumerate(optimizer.param_groups):
                 ratio = highest.get(f"ratio/{id(optimizer)}/{position}")
                 if ratio is not None:
                     name = _group_name(group, number, position)
                     ratios[name], rates[name] = ratio, float(group["lr"])
+                    sizes[name] = highest[f"norm/{id(optimizer)}/{position}"]
             modules: dict[str, float] = {}
             for parameter in _parameters(optimizer):
                 norm = highest.get(f"grad/{id(parameter)}")
@@ -207,10 +213,11 @@ class LivenessGuard(StepSafeguard):
             updates=lowest["updates"],
             update_ratio=ratios,
             learning_rate=rates,
+            weight_norm=sizes,
             grad_norm=norms,
             target_distance=_family("distance", highest),
             target_moved=_family("moved", highest),
-            losses={name: (low, highest[f"high/{name}"]) for name, low in _family("low", lowest).items()},
+            losses={name: (value, lowest[f"share/{name}"]) for name, value in _family("value", lowest).items()},
             collected=lowest.get("new_env_steps", math.nan),
             added=lowest.get("new_transitions", math.nan),
             uses=highest["uses"],

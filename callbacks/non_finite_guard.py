@@ -208,18 +208,21 @@ class NonFiniteGuard(StepSafeguard):
         self._batch = self._failure = None
         if not flat:  # of warm-up, on all processes
             return
-        # A loss that saturates (Huber) has finite gradients where it is infinite itself.
-        is_bad_loss = _bad_loss(outputs).any()
-        flat.append(is_bad_loss.to(pl_module.device) if self._is_deferred else bool(is_bad_loss))
-        statistics = torch.stack(flat) if self._is_deferred else torch.tensor(flat, device=pl_module.device)
-        arrived = self._readings.exchange(trainer, statistics, iteration)
+        # A loss that saturates (Huber) has finite gradients where it is infinite itself, and so has a clamped target.
+        is_bad_value = _bad_values(batch, outputs).any()
+        flat.append(is_bad_value.to(pl_module.device) if self._is_deferred else bool(is_bad_value))
+        if trainer.world_size == 1 and not self._is_deferred:
+            arrived: tuple[list[list[Any]], Any] | None = ([flat], iteration)
+        else:
+            statistics = torch.stack(flat) if self._is_deferred else torch.tensor(flat, device=pl_module.device)
+            arrived = self._readings.exchange(trainer, statistics, iteration)
         if arrived is None:
             return
         rows, iteration = arrived
-        *bad, has_bad_loss = (any(column) for column in zip(*rows, strict=True))
+        *bad, has_bad_value = (any(column) for column in zip(*rows, strict=True))
         remaining = iter(bad)
         flags = [list(itertools.islice(remaining, length)) for length in iteration.lengths]
-        self._conclude(trainer, flags, iteration, is_bad=has_bad_loss or any(bad))
+        self._conclude(trainer, flags, iteration, is_bad=has_bad_value or any(bad))
         if any(bad) or is_window(max(trainer.log_every_n_steps, 1), batch_idx):  # type: ignore[attr-defined]
             self.draw(trainer, {"bad_updates": float(self.detector.total_bad)})
 
@@ -344,17 +347,27 @@ def _feed_back_finite(feedback: Callable[..., None], index: Tensor, *, td_error:
         feedback(index, td_error=td_error)
 
 
-def _bad_loss(outputs: Any) -> Tensor:
-    """Where the loss that `training_step` returned, of any shape, is not finite; False where it returned none."""
+def _bad_values(batch: Any, outputs: Any) -> Tensor:
+    """Where the returned loss, or a reward or an observation of a `ReplayBatch`, is not finite: `[K]`, or a scalar."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    return loss.detach().isfinite().logical_not() if isinstance(loss, Tensor) else torch.tensor(False)
+    is_bad = loss.detach().isfinite().logical_not() if isinstance(loss, Tensor) else torch.tensor(False)
+    if not isinstance(batch, ReplayBatch) or batch.num_updates == 0:
+        return is_bad
+    # A sum is finite where all its terms are, but for an overflow, which then names nothing.
+    given = [batch.transition.reward, *(leaf for _, leaf in named_leaves(batch.transition.observation, ""))]
+    sums = [leaf.reshape(batch.num_updates, -1).sum(1) for leaf in given if leaf.is_floating_point()]
+    return is_bad | torch.stack(sums).isfinite().all(0).logical_not()
 
 
 def _first_bad_update(iteration: Iteration, flags: list[list[bool]]) -> int:
     if iteration.failure is not None:
         return iteration.failure.update
     longest = max(flags, key=len)
-    return longest.index(True) if True in longest else int(_bad_loss(iteration.outputs).reshape(-1).int().argmax())
+    return (
+        longest.index(True)
+        if True in longest
+        else int(_bad_values(iteration.batch, iteration.outputs).reshape(-1).int().argmax())
+    )
 
 
 def _agree(trainer: Trainer, finding: Finding, batch: Any) -> tuple[Finding, Any]:

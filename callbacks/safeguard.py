@@ -54,6 +54,7 @@ class Safeguard(Callback):
         self.active: dict[str, Severity] = {}
         self.raised: list[tuple[str, Severity]] = []
         self.stopped: str | None = None
+        self._drawn = (-2, 0)  # severity and global step
         self._is_set_up = False
 
     @property
@@ -128,9 +129,17 @@ class Safeguard(Callback):
         append_event(trainer, "stop", f"{type(self).__name__}: {reason}", {"safeguard": self.name})
 
     def draw(self, trainer: Trainer, curves: Mapping[str, float]) -> None:
-        """Log `stability/<name>/…` on the axis of environment steps, with the severity that is active."""
+        """Log `stability/<name>/…` on the axis of environment steps, with the severity that is active.
+
+        Once in `trainer.log_every_n_steps`, and whenever the severity changes.
+        """
+        severity = max(self.active.values(), default=-1)
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if severity == self._drawn[0] and trainer.global_step - self._drawn[1] < every:
+            return
+        self._drawn = (severity, trainer.global_step)
         tags = {f"stability/{self.name}/{tag}": value for tag, value in curves.items()}
-        tags[f"stability/{self.name}/alarm"] = float(max(self.active.values(), default=-1))
+        tags[f"stability/{self.name}/alarm"] = float(severity)
         for logger in trainer.loggers:
             logger.log_metrics(tags, step=clock(trainer))
 

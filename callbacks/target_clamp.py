@@ -93,6 +93,7 @@ class TargetClamp(Safeguard):
         self.every_n_iterations = every_n_iterations
         self.detector = ClampDetector(max_fraction=max_fraction, windows=windows)
         self._seen: ValueInterval | None = None  # what the transitions allow
+        self._bounds: tuple[Tensor, Tensor] | None = None  # of this iteration
         self._outside: list[Tensor] = []  # before the clamp, of a sampled iteration
         self._is_sampling = False
         self._readings = Readings()
@@ -117,6 +118,7 @@ class TargetClamp(Safeguard):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Widen the interval by what this batch shows, before its targets are made."""
         self._is_sampling = is_window(self.every_n_iterations, batch_idx)
+        self._bounds = None
         if self.low is not None and self.high is not None:
             return
         transition = transition_of(batch, self, "low=... and high=...")
@@ -129,8 +131,7 @@ class TargetClamp(Safeguard):
             self._outside.append(target.detach())
         if self.mode == "observe":
             return target
-        low, high = self._interval(target)
-        return target.clamp(low, high)
+        return target.clamp(*self._interval(target))
 
     def _clamp_output(self, module: Module, inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
@@ -141,11 +142,13 @@ class TargetClamp(Safeguard):
         return self.clamp(output)
 
     def _interval(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = self._seen if self._seen is not None else (like.new_tensor(-torch.inf), like.new_tensor(torch.inf))
-        return (
-            low.to(like) if self.low is None else like.new_tensor(self.low),
-            high.to(like) if self.high is None else like.new_tensor(self.high),
-        )
+        if self._bounds is None:
+            seen = self._seen or ValueInterval(like.new_tensor(-torch.inf), like.new_tensor(torch.inf))
+            self._bounds = (
+                seen.low.to(like) if self.low is None else like.new_tensor(self.low),
+                seen.high.to(like) if self.high is None else like.new_tensor(self.high),
+            )
+        return self._bounds
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -15,7 +15,8 @@ def probe_targets(pl_module: LightningModule, batch: Any) -> dict[str, Tensor]:
     """Whether the targets of the module's `td_target(transition)` are y = R + D·V, with the batch's own D.
 
     Returns:
-        Empty where the module has no such method or the batch is no `ReplayBatch`. Else, in the unit of the targets,
+        Empty where the module has no such method or the batch is no `ReplayBatch`. Else `requires_grad`: whether they
+        carry a graph; in the unit of the targets,
         `discount_ignored`: how far y with half of D misses half of D·V; and, where target networks that return values
         of actions `[B, A]` were asked, `bootstrap_outside`: how far y − R lies outside D times what they said of the
         next state. Whatever action a policy takes there, its value is not outside.
@@ -38,16 +39,18 @@ def probe_targets(pl_module: LightningModule, batch: Any) -> dict[str, Tensor]:
     try:
         targets = []
         for factor in (1.0, 0.5):
-            with isolate_rng():  # the same noise in both, and none of the training's
+            # The same noise in both, and none of the training's; a graph only where the method lets one be made.
+            with isolate_rng(), torch.enable_grad():
                 targets.append(td_target(transition._replace(discount=transition.discount * factor)))
     finally:
         for handle in handles:
             handle.remove()
         in_use.extend(transforms)
-    whole, half = (target - transition.reward for target in targets)
-    probed = {"discount_ignored": (whole - 2.0 * half).abs().amax()}
+    carries_graph = torch.tensor(float(targets[0].requires_grad), device=targets[0].device)
+    whole, half = (target.detach() - transition.reward for target in targets)
+    probed = {"discount_ignored": (whole - 2.0 * half).abs().amax(), "requires_grad": carries_graph}
     if said:
-        values = torch.cat(said, dim=-1)
+        values = torch.cat([value.detach() for value in said], dim=-1)
         low, high = transition.discount * values.amin(-1), transition.discount * values.amax(-1)
         probed["bootstrap_outside"] = torch.maximum(whole - high, low - whole).clamp(min=0.0).amax()
     return probed

@@ -78,39 +78,37 @@ class ValueBoundGuard(Safeguard):
         self.detector = ValueDetector(slack=slack, gap=gap)
         self._seen: ValueInterval | None = None
         self._rewards: ValueInterval | None = None  # the rewards themselves
+        self._unseen: list[tuple[Tensor, Tensor]] = []  # rewards and discounts since the last window
         self._start: list[Tensor] = []  # lowest, mean and highest target of the first update
         self._interval = [-math.inf, math.inf]  # of the last window
-        self._carries_graph = False
         self._windows = 0  # that were measured
         self._updates = 0
         self._checked = False
         self._expects_signals = False  # a batch came, which is no warm-up, without any
         self._readings = Readings()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the targets where they are made."""
-        transforms = getattr(pl_module, "target_transforms", None)
-        if isinstance(transforms, list):
-            transforms.insert(0, self._look)
-
-    def _look(self, target: Tensor) -> Tensor:
-        self._carries_graph |= target.requires_grad
-        return target
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Widen the interval by what this batch shows."""
+        """Keep what this batch says of the interval."""
         if self.low is not None and self.high is not None:
             return
         transition = transition_of(batch, self, "low=... and high=...")
-        seen = value_interval(transition.reward, transition.discount)
-        self._seen = seen if self._seen is None else self._seen.hull(seen)
         if transition.reward.numel():
-            # A reward at the end, as that of a goal, says nothing about the scale of the others.
-            is_inner = transition.reward.isfinite() & (transition.discount > 0.0)
-            low = transition.reward.where(is_inner, torch.inf).amin()
-            high = transition.reward.where(is_inner, -torch.inf).amax()
-            rewards = ValueInterval(low, high)
-            self._rewards = rewards if self._rewards is None else self._rewards.hull(rewards)
+            # Copies: a view would keep the whole batch.
+            self._unseen.append((transition.reward.flatten().clone(), transition.discount.flatten().clone()))
+
+    def _see(self) -> None:
+        """Widen the interval by the batches since the last window."""
+        if not self._unseen:
+            return
+        reward, discount = (torch.cat(column) for column in zip(*self._unseen, strict=True))
+        self._unseen = []
+        seen = value_interval(reward, discount)
+        self._seen = seen if self._seen is None else self._seen.hull(seen)
+        # A reward at the end, as that of a goal, says nothing about the scale of the others.
+        is_inner = reward.isfinite() & (discount > 0.0)
+        low, high = reward.where(is_inner, torch.inf).amin(), reward.where(is_inner, -torch.inf).amax()
+        rewards = ValueInterval(low, high)
+        self._rewards = rewards if self._rewards is None else self._rewards.hull(rewards)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -130,6 +128,7 @@ class ValueBoundGuard(Safeguard):
         if not is_window(self.every_n_iterations, batch_idx):
             return
         with torch.no_grad():
+            self._see()
             measured = self._measure(pl_module, outputs, batch) if has_outputs else {}
         length = _episode_length(trainer)
         if length is not None:
@@ -160,7 +159,6 @@ class ValueBoundGuard(Safeguard):
             "error": (target - q_value).std(correction=0),
             "updates": torch.tensor(float(self._updates), device=target.device),
             "transitions": torch.tensor(float(target.numel()), device=target.device),
-            "requires_grad": torch.tensor(float(self._carries_graph), device=target.device),
         }
         if "td_error" in outputs:
             measured["identity_error"] = (outputs["td_error"] - (target - q_value)).abs().amax()
@@ -207,23 +205,13 @@ class ValueBoundGuard(Safeguard):
             self.detector.update_gap(gap, *self._interval)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the module as it was; say so where it never gave a signal, which a warm-up may do for a while."""
-        self._leave(pl_module)
+        """Say so where the module never gave a signal, which a warm-up may do for a while."""
         if self._expects_signals and not self._checked:
             message = (
                 f"nothing was measured: training_step of {type(pl_module).__name__} returned nothing in the whole run, "
                 "expected a dict with detached tensors q_value and td_target; return them, or leave this callback out"
             )
             self.report(trainer, [Verdict("no_signals", Severity.WARN, message, {})])
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was."""
-        self._leave(pl_module)
-
-    def _leave(self, pl_module: LightningModule) -> None:
-        transforms = getattr(pl_module, "target_transforms", None)
-        if isinstance(transforms, list) and self._look in transforms:
-            transforms.remove(self._look)
 
     def rearm(self) -> None:
         """Start the windows anew; what the transitions allow stays."""
@@ -232,6 +220,7 @@ class ValueBoundGuard(Safeguard):
 
     def state_dict(self) -> dict[str, Any]:
         """The interval and the detector."""
+        self._see()
         return {
             **super().state_dict(),
             "seen": _to_floats(self._seen),

@@ -79,6 +79,7 @@ class ValueDetector:
         self.diverges = False
         self.discount_ignored = math.nan  # of the last probe, as a share of the targets' size
         self.bootstrap_outside = math.nan
+        self.carries_graph = False
         self.outside = {name: Confirmation(3, 3) for name in ("q_value", "td_target")}
         self.beyond = Confirmation(3, 3)
         self.unexplained = Confirmation(4, 4)
@@ -153,13 +154,15 @@ class ValueDetector:
                     {"identity_error": window.identity_error, "tolerance": ROUNDING * size},
                 )
             )
-        if window.requires_grad > 0.0:
+        if not math.isnan(window.requires_grad):
+            self.carries_graph = window.requires_grad > 0.0
+        if self.carries_graph:
             verdicts.append(
                 Verdict(
                     "no_stop_gradient",
-                    Severity.ACT,
-                    "the bootstrap target carries a graph: the gradient also flows through the target, which moves "
-                    "towards the prediction; compute it under torch.no_grad() or detach it",
+                    Severity.WARN,
+                    "the bootstrap target carries a graph: unless the loss detaches it, the gradient also flows "
+                    "through the target, which moves towards the prediction; compute it under torch.no_grad()",
                     {},
                 )
             )
@@ -308,7 +311,7 @@ class ValueDetector:
             size = max(map(abs, before))
             flips = (before[0] > 0.0 > low) or (before[1] < 0.0 < high)
             grows = max(abs(low), abs(high)) > 3.0 * size > 0.0
-            if self.reward_windows >= 20 and (flips or grows):
+            if self.reward_windows >= 6 and (flips or grows):
                 self.reward_alarm = [*before, low, high]
             self.reward_windows = 0
         self.reward_windows += 1
@@ -320,7 +323,7 @@ class ValueDetector:
             f"[{new_low:.4g}, {new_high:.4g}]: the reward function, its scale or its sign changed during the run, and "
             "replay holds both"
         )
-        evidence = {"before": [old_low, old_high], "now": [new_low, new_high], "windows": 20}
+        evidence = {"before": [old_low, old_high], "now": [new_low, new_high], "windows": 6}
         return [Verdict("reward_range_changed", Severity.WARN, message, evidence)]
 
     # What the critic explains
@@ -399,6 +402,7 @@ _REMEMBERED = (
     "first_gap",
     "discount_ignored",
     "bootstrap_outside",
+    "carries_graph",
     "reward",
     "reward_windows",
     "reward_alarm",

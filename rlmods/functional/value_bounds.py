@@ -31,14 +31,14 @@ def value_interval(reward: Tensor, discount: Tensor) -> ValueInterval:
         discount: `[...]`, γ^horizon · (1 − terminated).
 
     Returns:
-        Scalars; infinite on the side on which a discount of 1 or more leaves no bound, empty (low > high) for `[0]`. A
-        reward that is not finite says nothing and counts as 0.
+        Scalars; 10³⁰ times the reward on the side on which a discount of 1 or more leaves no bound; empty (low > high)
+        for `[0]`. A reward that is not finite says nothing and counts as 0.
     """
     if reward.numel() == 0:
         return ValueInterval(reward.new_tensor(torch.inf), reward.new_tensor(-torch.inf))
-    reward = reward.where(reward.isfinite(), 0.0)
-    forever = reward / (1.0 - discount).clamp(min=0.0)  # ±∞ where nothing fades
-    forever = forever.where(reward != 0.0, 0.0)
+    reward = reward.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    # Where nothing fades the bound is as good as infinite, and 0 stays 0.
+    forever = reward / (1.0 - discount).clamp_(min=1e-30)
     low, high = torch.stack([reward, forever]).aminmax()
     return ValueInterval(low, high)
 

@@ -23,10 +23,11 @@ HEALTHY = LivenessWindow(
     updates=8.0,
     update_ratio={"q": 1e-3},
     learning_rate={"q": 1e-3},
+    weight_norm={"q": 12.0},
     grad_norm={"q": {"trunk": 1.0, "head": 2.0}},
     target_distance={"target": 0.01},
     target_moved={"target": 1.0},
-    losses={"loss": (0.1, 0.2)},
+    losses={"loss": (0.1, 0.125)},
     collected=32.0,
     added=32.0,
     uses=128.0,
@@ -66,7 +67,7 @@ def test_a_warm_up_is_silent() -> None:
         ({"update_ratio": {"q": 0.5}}, "violent_update", 6),  # the first four are excused
         ({"target_distance": {"target": 0.0}}, "target_never_lags", 2),
         ({"target_moved": {"target": 0.0}}, "target_never_moves", 8),  # 8 updates a window, patience 60
-        ({"losses": {"loss": (0.5, 0.5)}}, "pinned_loss", 25),  # 200 updates
+        ({"losses": {"loss": (0.5, 1.0)}}, "pinned_loss", 25),  # 200 updates
         ({"collected": 0.0}, "no_new_experience", 2),
         ({"added": 0.0}, "no_new_experience", 2),
         ({"uses": 300.0}, "replay_overused", 3),
@@ -81,7 +82,7 @@ def test_what_is_dead_is_said_in_this_window(change: dict[str, Any], cause: str,
 def test_only_a_dead_collector_has_the_authority_to_act() -> None:
     detector = LivenessDetector(inert_below=1e-5, violent_above=0.1, target_patience=60)
     bad = HEALTHY._replace(
-        grad_norm={"q": {"trunk": 0.0, "head": 2.0}}, update_ratio={"q": 1e-6}, losses={"loss": (0.5, 0.5)}, added=0.0
+        grad_norm={"q": {"trunk": 0.0, "head": 2.0}}, update_ratio={"q": 1e-6}, losses={"loss": (0.5, 1.0)}, added=0.0
     )
     found = [verdict for _ in range(30) for verdict in detector.update(bad)]
     assert set(causes(found, ACT)) == {"no_new_experience"}
@@ -131,7 +132,7 @@ def test_where_nobody_knows_the_budget_no_schedule_ends_too_early() -> None:
 def test_a_phase_without_rewards_is_silent() -> None:
     """Zero-initialised: no loss, no gradient, nothing moves, and the target network equals the online one."""
     zero = HEALTHY._replace(
-        losses={"loss": (0.0, 0.0)},
+        losses={"loss": (0.0, 1.0)},
         grad_norm={"q": {"trunk": 0.0, "head": 0.0}},
         update_ratio={"q": 0.0},
         target_distance={"target": 0.0},
@@ -148,7 +149,7 @@ def test_a_task_that_is_learned_gives_small_steps_and_is_silent() -> None:
             HEALTHY._replace(
                 grad_norm={"q": {"trunk": 1.0 * share, "head": 2.0 * share}},
                 update_ratio={"q": 1e-3 * share},
-                losses={"loss": (0.1 * share**2, 0.2 * share**2)},
+                losses={"loss": (0.1 * share**2, 0.125)},
                 target_distance={"target": 0.01},
             )
             for share in shares
@@ -157,7 +158,7 @@ def test_a_task_that_is_learned_gives_small_steps_and_is_silent() -> None:
 
 
 def test_losses_pinned_at_two_values_are_not_one() -> None:
-    windows = [HEALTHY._replace(losses={"loss": (0.5, 0.5) if n // 20 % 2 else (0.6, 0.6)}) for n in range(100)]
+    windows = [HEALTHY._replace(losses={"loss": (0.5, 1.0) if n // 20 % 2 else (0.6, 0.6)}) for n in range(100)]
     assert silent(*windows)
 
 
@@ -168,7 +169,7 @@ def test_without_a_replay_nothing_is_said_of_it() -> None:
 
 def test_a_reloaded_detector_goes_on() -> None:
     bad = HEALTHY._replace(
-        target_moved={"target": 0.0}, losses={"loss": (0.5, 0.5)}, update_ratio={"q": 1e-6}, uses=1e4, collected=32.0
+        target_moved={"target": 0.0}, losses={"loss": (0.5, 1.0)}, update_ratio={"q": 1e-6}, uses=1e4, collected=32.0
     )
 
     def detector() -> LivenessDetector:

@@ -90,7 +90,8 @@ def test_alarms_are_columns_in_a_csv_on_the_axis_of_environment_steps(tmp_path: 
     trainer = fit_small(tmp_path, guard, logger=CSVLogger(tmp_path), total_env_steps=64, learning_starts=32)
     with (Path(str(trainer.log_dir)) / "metrics.csv").open() as file:
         rows = [(row["step"], row["stability/scripted/alarm"]) for row in csv.DictReader(file)]
-    assert [row for row in rows if row[1]] == [("16", "-1.0"), ("32", "1.0"), ("48", "-1.0"), ("64", "-1.0")]
+    # At the beginning, and where the severity changes; else every 50 iterations.
+    assert [row for row in rows if row[1]] == [("16", "-1.0"), ("32", "1.0"), ("48", "-1.0")]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,6 @@ def test_a_healthy_run_is_silent() -> None:
         ({"terminal_discount": 0.99}, "bootstraps_through_termination"),
         ({"terminal_error": 0.5}, "bootstraps_through_termination"),
         ({"identity_error": 0.5}, "td_error_mismatch"),
-        ({"requires_grad": 1.0}, "no_stop_gradient"),
         ({"discount_ignored": 0.5}, "discount_ignored"),
     ],
 )
