@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rlmods.callbacks.clip_defects import ClipDetector, ClipMeasurement
 from rlmods.callbacks.clip_samples import ClipSample, WatchedOptimizer
 from rlmods.callbacks.detectors import Severity, Verdict
-from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window
+from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window, makes_update
 from rlmods.functional.gradients import gradient_norms, parameter_ownership
 from rlmods.functional.norms import global_norm
 
@@ -204,8 +204,8 @@ class GradientClipVerifier(StepSafeguard):
             self._count(watch)
 
     def _count(self, watch: WatchedOptimizer) -> None:
-        if not any(parameter.grad is not None for parameter in _all_parameters(watch.optimizer)):
-            return  # no update: warm-up, or a skipped or paused one
+        if not makes_update(watch.optimizer):
+            return
         if watch.is_due:
             for group in watch.groups:
                 self._sample(watch, group)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from rlmods.callbacks.detectors import Severity, Verdict
 from rlmods.callbacks.liveness_detector import LivenessDetector, LivenessWindow
-from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window
+from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window, makes_update
 from rlmods.callbacks.target_networks import online_network, target_networks
 from rlmods.functional.norms import global_norm
 from rlmods.types import ExperienceSource, ReplayBatch, ReplaySource
@@ -94,8 +94,8 @@ class LivenessGuard(StepSafeguard):
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Count the update; measure its gradient, and keep the weights, where it is sampled."""
-        if not any(parameter.grad is not None for parameter in _parameters(optimizer)):
-            return  # no update: warm-up, a skipped or a paused one
+        if not makes_update(optimizer):
+            return
         key = id(optimizer)
         self._updates[key] = self._updates.get(key, 0) + 1
         if not self._is_sampling or self._samples.get(key, 0) >= _SAMPLES:

@@ -209,7 +209,7 @@ class NonFiniteGuard(StepSafeguard):
         if not flat:  # of warm-up, on all processes
             return
         # A loss that saturates (Huber) has finite gradients where it is infinite itself, and so has a clamped target.
-        is_bad_value = _bad_values(batch, outputs).any()
+        is_bad_value = ~_is_finite(batch, outputs)
         flat.append(is_bad_value.to(pl_module.device) if self._is_deferred else bool(is_bad_value))
         if trainer.world_size == 1 and not self._is_deferred:
             arrived: tuple[list[list[Any]], Any] | None = ([flat], iteration)
@@ -347,16 +347,34 @@ def _feed_back_finite(feedback: Callable[..., None], index: Tensor, *, td_error:
         feedback(index, td_error=td_error)
 
 
-def _bad_values(batch: Any, outputs: Any) -> Tensor:
-    """Where the returned loss, or a reward or an observation of a `ReplayBatch`, is not finite: `[K]`, or a scalar."""
+def _loss(outputs: Any) -> Tensor | None:
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    is_bad = loss.detach().isfinite().logical_not() if isinstance(loss, Tensor) else torch.tensor(False)
+    return loss.detach() if isinstance(loss, Tensor) else None
+
+
+def _given(batch: Any) -> list[Tensor]:
+    """Rewards and observations of a `ReplayBatch`, as far as they can be other than finite."""
     if not isinstance(batch, ReplayBatch) or batch.num_updates == 0:
-        return is_bad
+        return []
+    leaves = [batch.transition.reward, *(leaf for _, leaf in named_leaves(batch.transition.observation, ""))]
+    return [leaf for leaf in leaves if leaf.is_floating_point()]
+
+
+def _is_finite(batch: Any, outputs: Any) -> Tensor:
+    """Whether the returned loss and what was given are finite: a scalar."""
     # A sum is finite where all its terms are, but for an overflow, which then names nothing.
-    given = [batch.transition.reward, *(leaf for _, leaf in named_leaves(batch.transition.observation, ""))]
-    sums = [leaf.reshape(batch.num_updates, -1).sum(1) for leaf in given if leaf.is_floating_point()]
-    return is_bad | torch.stack(sums).isfinite().all(0).logical_not()
+    loss = _loss(outputs)
+    total = sum((leaf.sum() for leaf in _given(batch)), start=torch.zeros(()) if loss is None else loss.float().sum())
+    return total.isfinite()
+
+
+def _bad_updates(batch: Any, outputs: Any) -> Tensor:
+    """Where they are not: `[K]`, or a scalar."""
+    loss = _loss(outputs)
+    is_bad = torch.tensor(False) if loss is None else loss.isfinite().logical_not()
+    for leaf in _given(batch):
+        is_bad = is_bad | leaf.reshape(batch.num_updates, -1).isfinite().all(1).logical_not()
+    return is_bad
 
 
 def _first_bad_update(iteration: Iteration, flags: list[list[bool]]) -> int:
@@ -366,7 +384,7 @@ def _first_bad_update(iteration: Iteration, flags: list[list[bool]]) -> int:
     return (
         longest.index(True)
         if True in longest
-        else int(_bad_values(iteration.batch, iteration.outputs).reshape(-1).int().argmax())
+        else int(_bad_updates(iteration.batch, iteration.outputs).reshape(-1).int().argmax())
     )
 
 

@@ -55,15 +55,13 @@ class Safeguard(Callback):
         self.raised: list[tuple[str, Severity]] = []
         self.stopped: str | None = None
         self._drawn = (-2, 0)  # severity and global step
-        self._is_set_up = False
+        # Lightning looks for equal keys when the trainer is made, and what it says does not help; `setup` does.
+        self._state_key = self._generate_state_key(name=name, instance=id(self))
 
     @property
     def state_key(self) -> str:
         """Several instances of a class live side by side under different names."""
-        if not self._is_set_up:
-            # Lightning looks for equal keys when the trainer is made, and what it says does not help; `setup` does.
-            return self._generate_state_key(name=self.name, instance=id(self))
-        return self._generate_state_key(name=self.name)
+        return self._state_key  # made once: Lightning asks for it at each hook
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second instance of the same class and name.
@@ -78,7 +76,7 @@ class Safeguard(Callback):
                 f"got {len(twins)} callbacks {type(self).__name__} with the name {self.name!r}, expected one: give the "
                 f"others names of their own, {type(self).__name__}(name=...)"
             )
-        self._is_set_up = True
+        self._state_key = self._generate_state_key(name=self.name)
 
     def rearm(self) -> None:
         """Start the windows anew, because the weights or the data have jumped; what was alarmed stays on record."""
@@ -247,6 +245,15 @@ class Readings:
         arrived, its_context, its_event = self._pending.popleft()
         its_event.synchronize()  # a window has passed since: it is there
         return arrived.tolist(), its_context
+
+
+def makes_update(optimizer: Optimizer) -> bool:
+    """Whether there is a gradient: a step without any is none, as those of a warm-up, or skipped or paused ones."""
+    groups = optimizer.param_groups
+    first: Tensor | None = next(iter(groups[0]["params"]), None)
+    if first is not None and first.grad is not None:
+        return True  # nearly always
+    return any(parameter.grad is not None for group in groups for parameter in group["params"])
 
 
 def is_window(every_n_iterations: int, batch_idx: int) -> bool:
