@@ -48,6 +48,12 @@ def test_a_strangers_module_runs(installed_wheel: Installed, tmp_path: Path) -> 
     assert run_block(block, installed_wheel, tmp_path).endswith("\n1000 1000.0 512\n")
 
 
+def test_a_strangers_module_runs_under_three_safeguards(installed_wheel: Installed, tmp_path: Path) -> None:
+    block = blocks(CALLBACKS, "python")[2]
+    said = run_block(block, installed_wheel, tmp_path).splitlines()[-1]
+    assert f"It prints `{said}`" in CALLBACKS.read_text()
+
+
 def test_the_readmes_python_runs(installed_wheel: Installed, tmp_path: Path) -> None:
     (block,) = blocks(README, "python")
     last_evaluation = run_block(block, installed_wheel, tmp_path).splitlines()[-1]
@@ -58,7 +64,7 @@ def test_the_readmes_python_runs(installed_wheel: Installed, tmp_path: Path) -> 
 def test_every_python_block_is_run_above() -> None:
     assert {page.name: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")} == {
         "README.md": 1,
-        "callbacks.md": 2,
+        "callbacks.md": 3,
     }
 
 
