@@ -147,12 +147,19 @@ class TargetClamp(Safeguard):
 
     def _interval(self, like: Tensor) -> tuple[Tensor, Tensor]:
         if self._bounds is None:
-            seen = self._seen or ValueInterval(like.new_tensor(-torch.inf), like.new_tensor(torch.inf))
-            self._bounds = (
-                seen.low.to(like) if self.low is None else like.new_tensor(self.low),
-                seen.high.to(like) if self.high is None else like.new_tensor(self.high),
-            )
+            self._bounds = self._find_bounds(like)
         return self._bounds
+
+    def _find_bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        everything = ValueInterval(like.new_tensor(-torch.inf), like.new_tensor(torch.inf))
+        seen = everything if self._seen is None else ValueInterval(*(bound.to(like) for bound in self._seen))
+        # Before the first reward 0 is all that was seen. To clamp to it would take away the differences between the
+        # actions of a fresh network, by which it finds the first reward.
+        is_known = seen.low < seen.high
+        return (
+            seen.low.where(is_known, everything.low) if self.low is None else like.new_tensor(self.low),
+            seen.high.where(is_known, everything.high) if self.high is None else like.new_tensor(self.high),
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

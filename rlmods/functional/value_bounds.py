@@ -21,10 +21,10 @@ def value_interval(reward: Tensor, discount: Tensor) -> ValueInterval:
     """The values that the Bellman equation lets transitions with these rewards and discounts have.
 
     With y = R + D·V, a high is closed under the equation where R + D·high ≤ high, so the largest R / (1 − D) is one;
-    where an episode may end before, so is R itself. In one step with rewards in [r_min, r_max] that is
-    [min(r_min, r_min/(1 − γ)), max(r_max, r_max/(1 − γ))] (van Hasselt et al. 2018, section 3, for r in [−1, 1]); in n
-    steps, with their own discounted sums and γⁿ, the same. No γ is needed: the discounts that were stored are the ones
-    that count.
+    0, what follows an end, always belongs to the interval. In one step with rewards in [r_min, r_max] that is
+    [min(0, r_min/(1 − γ)), max(0, r_max/(1 − γ))] (van Hasselt et al. 2018, section 3, for r in [−1, 1]); in n steps,
+    with their own discounted sums and γⁿ, the same. No γ is needed: the discounts that were stored are the ones that
+    count. Of rewards that were not seen yet it knows nothing.
 
     Args:
         reward: `[...]`, discounted sums over the horizon.
@@ -39,8 +39,8 @@ def value_interval(reward: Tensor, discount: Tensor) -> ValueInterval:
     reward = reward.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     # Where nothing fades the bound is as good as infinite, and 0 stays 0.
     forever = reward / (1.0 - discount).clamp_(min=1e-30)
-    low, high = torch.stack([reward, forever]).aminmax()
-    return ValueInterval(low, high)
+    low, high = forever.aminmax()
+    return ValueInterval(low.clamp(max=0.0), high.clamp(min=0.0))
 
 
 def explained_variance(target: Tensor, error: Tensor) -> Tensor:

@@ -15,19 +15,19 @@ def interval(reward: list[float], discount: list[float]) -> tuple[float, float]:
 
 
 def test_golden_cartpole() -> None:
-    """Reward 1 a step, at most for ever: 1/(1 − 0.99) = 100."""
-    assert interval([1.0, 1.0, 1.0], [0.99, 0.0, 0.99]) == pytest.approx((1.0, 100.0), rel=1e-4)
+    """Reward 1 a step, at most for ever: 1/(1 − 0.99) = 100; 0 after the end."""
+    assert interval([1.0, 1.0, 1.0], [0.99, 0.0, 0.99]) == pytest.approx((0.0, 100.0), rel=1e-4)
 
 
 def test_golden_three_steps_have_the_interval_of_one() -> None:
     """1 + 0.99 + 0.9801 = 2.9701; near the end a horizon of two steps and of one."""
     found = interval([2.9701, 2.9701, 1.99, 1.0], [0.99**3, 0.0, 0.0, 0.0])
-    assert found == pytest.approx((1.0, 100.0), rel=1e-4)
+    assert found == pytest.approx((0.0, 100.0), rel=1e-4)
 
 
 def test_golden_negative_rewards_that_never_end() -> None:
-    """As in Pendulum: the worst for ever below, the best once above, since an episode may end there."""
-    assert interval([-16.0, -0.5, -4.0], [0.9, 0.9, 0.9]) == pytest.approx((-160.0, -0.5), rel=1e-5)
+    """As in Pendulum: the worst for ever below, 0 above, which a state near an end may have."""
+    assert interval([-16.0, -0.5, -4.0], [0.9, 0.9, 0.9]) == pytest.approx((-160.0, 0.0), rel=1e-5)
 
 
 def test_golden_one_reward_at_the_end() -> None:
