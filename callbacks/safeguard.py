@@ -151,12 +151,15 @@ class Safeguard(Callback):
         return {
             "active": {cause: int(severity) for cause, severity in self.active.items()},
             "raised": [[cause, int(severity)] for cause, severity in self.raised],
+            "drawn": list(self._drawn),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on."""
         self.active = {cause: Severity(severity) for cause, severity in state_dict["active"].items()}
         self.raised = [(cause, Severity(severity)) for cause, severity in state_dict["raised"]]
+        severity, global_step = state_dict["drawn"]
+        self._drawn = (severity, global_step)
 
 
 class StepSafeguard(Safeguard):

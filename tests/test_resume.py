@@ -23,6 +23,7 @@ from running import (
 )
 
 from rlmods.cli import run
+from rlmods.configs import find_config
 from rlmods.manifest import Manifest
 
 
@@ -58,7 +59,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("everything"), SMALL, EVERYTHING_ON)
+    return Runs(tmp_path_factory.mktemp("everything"), SMALL, EVERYTHING_ON, find_config("safeguards/safe").read_text())
 
 
 def test_killed_terminated_interrupted_and_never_stopped(plain: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +112,7 @@ RANDOM_KILLS = """
 import os, random, sys, time
 from pathlib import Path
 from rlmods.cli import run
+from rlmods.configs import find_config
 
 def has_ended():
     logs = Path(sys.argv[-1]).glob("lightning_logs/*/events.jsonl")
