@@ -16,6 +16,7 @@ from rlmods.checkpoint_io import AtomicCheckpointIO
 from rlmods.cli import run
 
 DATA = "--data.init_args."
+CALLBACKS = "--trainer.callbacks"
 
 
 @pytest.fixture
@@ -89,6 +90,18 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "no such accelerator": (["--trainer.accelerator", "tpv"], ["tpv"]),
     "accumulation": (["--trainer.accumulate_grad_batches", "4"], ["accumulate_grad_batches=4"]),
     "resized vectors": ([DATA + "resize", "[84, 84]"], ["without an image leave resize out"]),
+    "clamp upside down": (
+        [f"{CALLBACKS}+=rlmods.callbacks.TargetClamp", f"{CALLBACKS}.low=3", f"{CALLBACKS}.high=1"],
+        ["TargetClamp got low = 3.0 and high = 1.0, expected low < high"],
+    ),
+    "two safeguards of one name": (
+        [f"{CALLBACKS}+=rlmods.callbacks.LivenessGuard"] * 2,
+        ["2 callbacks LivenessGuard with the name 'liveness'", "LivenessGuard(name=...)"],
+    ),
+    "group that no optimiser has": (
+        [f"{CALLBACKS}+=rlmods.callbacks.KLSpikePause", f"{CALLBACKS}.groups=[actor]"],
+        ["KLSpikePause", "['actor']", "['q']"],
+    ),
 }
 
 
@@ -102,6 +115,16 @@ def test_refused_before_anything_is_written(
     for word in words:
         assert word in sentence
     assert not root.exists()
+
+
+def test_a_signal_that_never_comes_is_a_sentence(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known at the first update only."""
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    pause = [f"{CALLBACKS}+=rlmods.callbacks.KLSpikePause", f"{CALLBACKS}.groups=[q]"]
+    sentence = refusal(capsys, "fit", "-c", str(small), *root, *pause)
+    assert "KLSpikePause needs the signals ['approx_kl'], but training_step returned ['exploration_rate'," in sentence
 
 
 def test_unknown_key_in_a_file(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
