@@ -252,7 +252,7 @@ def test_the_report_counts() -> None:
     assert cells[10:] == ["1/1", "0.50"]
     (harmful,) = [line for line in lines if line.startswith("| harmful faults")]
     assert "1/2 = 50% (9% to 91%)" in harmful
-    (kept,) = [line for line in lines if line.startswith("| mean of area")]
+    (kept,) = [line for line in lines if line.startswith("| area with")]
     assert "98.9%" in kept
 
 

@@ -238,7 +238,9 @@ def totals(rows: Sequence[FaultRow], runs: Runs) -> str:
         ("runs with a warning before the onset", "", str(_early(late, lambda row: row.false_any))),
         ("harmless faults with an acting alarm, all kinds", "", str(over(harmless, _is_acted_upon))),
         ("harmless faults with an acting alarm, identities left out", "0", str(over(no_identity, _is_acted_upon))),
-        ("mean of area with / without, healthy runs", "98 %", f"{fmean(kept):.1%}" if kept else "none"),
+        ("area with / without, healthy runs: median", "98 %", f"{median(kept):.1%}" if kept else "none"),
+        ("the same: least and largest", "", f"{min(kept):.1%}, {max(kept):.1%}" if kept else "none"),
+        ("the same: runs below 98 %", "", str(wilson(sum(share < 0.98 for share in kept), len(kept)))),
         ("healthy runs that ended early or crashed", "0", str(wilson(sum(map(_ended, healthy)), len(healthy)))),
     ]
     return "### Totals\n\n" + markdown(("", "wanted", "got, with Wilson's 95 % interval"), lines)
