@@ -131,7 +131,7 @@ class Safeguard(Callback):
 
         Once in `trainer.log_every_n_steps`, and whenever the severity changes.
         """
-        severity = max(self.active.values(), default=-1)
+        severity = int(max(self.active.values(), default=-1))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if severity == self._drawn[0] and trainer.global_step - self._drawn[1] < every:
             return

@@ -48,7 +48,7 @@ def test_help_and_configs_need_no_torch() -> None:
     completed = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
     assert "usage: python -m rlmods {fit,validate,test,predict,configs,replay}" in completed.stdout
-    assert "dqn_cartpole  DQN on CartPole-v1" in completed.stdout
+    assert re.search(r"dqn_cartpole +DQN on CartPole-v1", completed.stdout)
 
 
 def test_unknown_command() -> None:
