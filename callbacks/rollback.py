@@ -15,7 +15,6 @@ from rlmods.callbacks.snapshots import Snapshot, fold_rng, restore_snapshot, sca
 # What damages the weights. A wrong metric, a skipped update or a wrong setting is not cured by older weights.
 _CAUSES = (
     "return_collapse",
-    "value_out_of_bounds",
     "target_out_of_bounds",
     "non_finite_parameter",
 )
