@@ -1,6 +1,6 @@
 """Whether gradients are clipped as declared: true norms before and after the clip, by optimiser and by module."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rlmods.callbacks.clip_defects import ClipDetector, ClipMeasurement
 from rlmods.callbacks.clip_samples import ClipSample, WatchedOptimizer
 from rlmods.callbacks.detectors import Severity, Verdict
+from rlmods.callbacks.ownership import all_parameters, ownership_verdicts
 from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window, makes_update
-from rlmods.functional.gradients import gradient_norms, parameter_ownership
+from rlmods.functional.gradients import gradient_norms
 from rlmods.functional.norms import global_norm
 
 # Metrics of the user that are looked at: a fixed number, because all processes exchange vectors of one length.
@@ -103,7 +104,7 @@ class GradientClipVerifier(StepSafeguard):
         self._watches = {
             id(optimizer): WatchedOptimizer(optimizer, self._clip_groups(optimizer, number))
             for number, optimizer in enumerate(trainer.optimizers)
-            if any(True for _ in _all_parameters(optimizer))  # Lightning's stand-in for no optimiser has none
+            if any(True for _ in all_parameters(optimizer))  # Lightning's stand-in for no optimiser has none
         }
         self._zero = torch.zeros((), device=pl_module.device)
         self._check_names()
@@ -253,7 +254,7 @@ class GradientClipVerifier(StepSafeguard):
     def _names(self, watch: WatchedOptimizer, parameters: list[Tensor]) -> list[str]:
         if any(id(parameter) not in watch.names for parameter in parameters) and self._module is not None:
             watch.names = {id(parameter): name for name, parameter in self._module.named_parameters()}
-            for position, parameter in enumerate(_all_parameters(watch.optimizer)):
+            for position, parameter in enumerate(all_parameters(watch.optimizer)):
                 watch.names.setdefault(id(parameter), f"a parameter that the module does not have.{position}")
         return [watch.names[id(parameter)] for parameter in parameters]
 
@@ -282,7 +283,7 @@ class GradientClipVerifier(StepSafeguard):
         if id(optimizer) in self._watches or self._module is None or kind in self._strangers:
             return
         held = {id(parameter) for parameter in self._module.parameters()}
-        if any(id(parameter) in held and parameter.grad is not None for parameter in _all_parameters(optimizer)):
+        if any(id(parameter) in held and parameter.grad is not None for parameter in all_parameters(optimizer)):
             self._strangers.append(kind)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -357,7 +358,7 @@ class GradientClipVerifier(StepSafeguard):
 
     def _standing(self, trainer: Trainer, pl_module: LightningModule) -> list[Verdict]:
         """C4, C10, C14, C15: what the optimisers hold, and what is known without a gradient."""
-        verdicts = _ownership_verdicts(trainer, pl_module, bool(self._strangers))
+        verdicts = ownership_verdicts(pl_module, trainer.optimizers, others_step=bool(self._strangers))
         if self._is_scaled and any(self._limit(w, group)[0] for w in self._watches.values() for group in w.groups):
             message = (
                 f"gradients are clipped in manual optimisation under precision {trainer.precision}, where they still "
@@ -414,34 +415,6 @@ class GradientClipVerifier(StepSafeguard):
         self._metrics, self._reported = dict(restored["metrics"]), list(restored["reported"])
 
 
-def _ownership_verdicts(trainer: Trainer, pl_module: LightningModule, has_strangers: bool) -> list[Verdict]:
-    named = dict(pl_module.named_parameters())
-    ownership = parameter_ownership(named, [_all_parameters(optimizer) for optimizer in trainer.optimizers])
-    forgotten = [] if has_strangers else ownership.forgotten
-    certain = Severity.ACT if ownership.foreign and forgotten else Severity.WARN
-    verdicts = []
-    if ownership.foreign:
-        message = (
-            f"the optimisers hold {ownership.foreign} parameters that {type(pl_module).__name__} does not have: they "
-            "were replaced after the optimiser was made, and what it clips and trains is a network that nobody uses; "
-            "build networks in __init__"
-        )
-        verdicts.append(Verdict("stale_parameters", certain, message, {"foreign": ownership.foreign}))
-    if forgotten:
-        message = (
-            f"{', '.join(forgotten[:4])} get gradients, but no optimiser holds them: they never change, and no clip "
-            "reaches them; give them to an optimiser, or requires_grad_(False)"
-        )
-        verdicts.append(Verdict("parameter_not_optimised", certain, message, {"parameters": forgotten}))
-    if ownership.shared:
-        message = (
-            f"{', '.join(ownership.shared[:4])} are held by more than one optimiser: each clips the gradients that the "
-            "other has made, and works against its moments"
-        )
-        verdicts.append(Verdict("shared_parameters", Severity.WARN, message, {"parameters": ownership.shared}))
-    return verdicts
-
-
 def _norms_of_the_user(trainer: Trainer, outputs: Any) -> dict[str, Tensor]:
     """Scalars whose names say "norm", of a signal `[K]` that of the last update."""
     found: dict[str, Tensor] = {}
@@ -452,11 +425,6 @@ def _norms_of_the_user(trainer: Trainer, outputs: Any) -> dict[str, Tensor]:
             if "norm" in str(name).lower() and tensor is not None and tensor.dim() <= 1 and tensor.numel():
                 found[str(name)] = tensor.flatten()[-1].float()
     return {name: found[name] for name in sorted(found)[:_METRICS]}
-
-
-def _all_parameters(optimizer: Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Whether gradients, updates, targets and experience are alive."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from rlmods.callbacks.detectors import Severity, Verdict
 from rlmods.callbacks.liveness_detector import LivenessDetector, LivenessWindow
+from rlmods.callbacks.ownership import all_parameters, ownership_verdicts
 from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window, makes_update
 from rlmods.callbacks.target_networks import online_network, target_networks
 from rlmods.functional.norms import global_norm
@@ -107,12 +107,12 @@ class LivenessGuard(StepSafeguard):
                 earlier = self._measured.get(f"distance/{name}")
                 self._measured[f"distance/{name}"] = distance if earlier is None else torch.maximum(earlier, distance)
             if self._samples[key] == 1:
-                gradients = [parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None]
+                gradients = [parameter.grad for parameter in all_parameters(optimizer) if parameter.grad is not None]
                 norms = iter(torch._foreach_norm(gradients))
-                for parameter in _parameters(optimizer):
+                for parameter in all_parameters(optimizer):
                     norm = gradients[0].new_zeros(()) if parameter.grad is None else next(norms)
                     self._measured[f"grad/{id(parameter)}"] = norm
-                self._weights_before = [parameter.detach().clone() for parameter in _parameters(optimizer)]
+                self._weights_before = [parameter.detach().clone() for parameter in all_parameters(optimizer)]
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Measure by how much the sampled update moved the weights."""
@@ -177,7 +177,7 @@ class LivenessGuard(StepSafeguard):
     def _decide(self, trainer: Trainer, pl_module: LightningModule, columns: Mapping[str, tuple[float, ...]]) -> None:
         window = self._window(trainer, pl_module, columns)
         # Also where no update was counted: an optimiser of a network that nobody uses makes none.
-        ownership = _ownership(pl_module, trainer.optimizers)
+        ownership = ownership_verdicts(pl_module, trainer.optimizers)
         self.report(trainer, [*ownership, *self.detector.update(window)])
         curves = {f"update_ratio/{group}": ratio for group, ratio in window.update_ratio.items()}
         curves |= {f"weight_norm/{group}": norm for group, norm in window.weight_norm.items()}
@@ -201,7 +201,7 @@ class LivenessGuard(StepSafeguard):
                     ratios[name], rates[name] = ratio, float(group["lr"])
                     sizes[name] = highest[f"norm/{id(optimizer)}/{position}"]
             modules: dict[str, float] = {}
-            for parameter in _parameters(optimizer):
+            for parameter in all_parameters(optimizer):
                 norm = highest.get(f"grad/{id(parameter)}")
                 if norm is not None and parameter.requires_grad:
                     module = owners.get(id(parameter), "a module of others").rpartition(".")[0]
@@ -247,61 +247,6 @@ class LivenessGuard(StepSafeguard):
         self._checksums = dict(state_dict["checksums"])
         self._counted = dict(state_dict["counted"])
         self._updates_before = state_dict["updates"]
-
-
-def _ownership(pl_module: LightningModule, optimizers: list[Optimizer]) -> list[Verdict]:
-    """Whether the optimisers hold the module's parameters, all that learn and no others."""
-    owned = {id(parameter): name for name, parameter in pl_module.named_parameters()}
-    held: dict[int, int] = {}
-    for optimizer in optimizers:
-        for identity in {id(parameter) for parameter in _parameters(optimizer)}:
-            held[identity] = held.get(identity, 0) + 1
-    foreign = [identity for identity in held if identity not in owned]
-    forgotten = [
-        name
-        for name, parameter in pl_module.named_parameters()
-        if id(parameter) not in held and parameter.requires_grad and parameter.grad is not None
-    ]
-    shared = [owned[identity] for identity, count in held.items() if count > 1 and identity in owned]
-    frozen = [
-        name
-        for name, parameter in pl_module.named_parameters()
-        if id(parameter) in held and not parameter.requires_grad
-    ]
-    verdicts = []
-    if foreign:
-        message = (
-            f"the optimisers hold {len(foreign)} parameters that {type(pl_module).__name__} does not have: they were "
-            "replaced after the optimiser was made, which now trains a network that nobody uses; build networks in "
-            "__init__, optimisers in configure_optimizers"
-        )
-        evidence = {"foreign": len(foreign), "held": len(held)}
-        # Without a forgotten one they may be parameters that the module keeps in a plain list.
-        severity = Severity.ACT if forgotten else Severity.WARN
-        verdicts.append(Verdict("stale_parameters", severity, message, evidence))
-    if forgotten:
-        message = (
-            f"{_some(forgotten)} get gradients, but no optimiser holds them: they never change; give them to one in "
-            "configure_optimizers, or requires_grad_(False)"
-        )
-        severity = Severity.ACT if foreign else Severity.WARN
-        verdicts.append(Verdict("parameter_not_optimised", severity, message, {"parameters": forgotten}))
-    if shared:
-        message = f"{_some(shared)} are held by more than one optimiser: each works against the other's moments"
-        verdicts.append(Verdict("shared_parameters", Severity.WARN, message, {"parameters": shared}))
-    if frozen:
-        message = f"{_some(frozen)} are in an optimiser, but frozen (requires_grad is False)"
-        verdicts.append(Verdict("frozen_parameters", Severity.INFO, message, {"parameters": frozen}))
-    return verdicts
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
 
 
 def _group_name(group: Mapping[str, Any], number: int, position: int) -> str:
