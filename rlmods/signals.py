@@ -57,6 +57,20 @@ SIGNALS: dict[str, Signal] = {
     "learning_rate": Signal("[]", "1", 0.0, math.inf, {"train/learning_rate": _STATE}),
     "exploration_rate": Signal("[]", "probability", 0.0, 1.0, {"rollout/exploration_rate": _STATE}),
     "update_steps": Signal("[]", "updates", 0.0, math.inf, {"train/n_updates": _STATE}),
+    # Of off-policy learning with importance ratios.
+    "importance_ratio": Signal("[K, B]", "1, before any clip", 0.0, math.inf, {"stability/importance_ratio": _MEAN}),
+    "behaviour_std": Signal("[]", "action", 0.0, math.inf, {}),
+    "target_std": Signal("[]", "action", 0.0, math.inf, {}),
+    # Of a linear critic that learns from a teacher: an iteration in single numbers.
+    "td_loss": Signal("[]", "return²", 0.0, math.inf, {"train/td_loss": _MEAN}),
+    "critic_teacher_error": Signal("[]", "‖w − w_R‖²/D", 0.0, math.inf, {"train/critic_teacher_error": _STATE}),
+    "tracking_gap": Signal("[]", "‖θ_π − θ_μ‖²/D_a", 0.0, math.inf, {"train/tracking_gap": _STATE}),
+    "w_norm": Signal("[]", "‖w‖", 0.0, math.inf, {"train/w_norm": _STATE}),
+    "delta_w_norm": Signal("[]", "‖Δw‖ of an update", 0.0, math.inf, {"stability/delta_w_norm": _MEAN}),
+    "mean_rho": Signal("[]", "1", 0.0, math.inf, {"train/mean_rho": _MEAN}),
+    "mean_rho2": Signal("[]", "1", 0.0, math.inf, {"train/mean_rho2": _MEAN}),
+    "max_rho": Signal("[]", "1", 0.0, math.inf, {"stability/max_rho": _MAXIMUM}),
+    "clip_fraction": Signal("[]", "share of the actions", 0.0, 1.0, {"train/clip_fraction": _MEAN}),
 }
 
 # What an evaluation or a training step logs under these names, whatever the group before the slash.

@@ -1,11 +1,11 @@
 """The nouns that travel between the packages, and the protocols by which the packages know each other.
 
-Shape letters: `N` environments, `K` mini-batches of one iteration, `B` transitions of a mini-batch, `A` action
-dimensions, `E` episodes, `M` any number of transitions.
+Shape letters: `N` environments, `T` time steps of a rollout, `K` mini-batches of one iteration, `B` transitions of a
+mini-batch, `A` action dimensions, `E` episodes, `M` any number of transitions, `D` features.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, runtime_checkable
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ class EnvSpec(TypedDict):
     env_id: str
     observation: ArraySpec | dict[str, ArraySpec]
     action: ActionSpec
+    settings: NotRequired[dict[str, Any]]  # what an environment of ours says of itself: numbers and words
 
 
 def is_array_spec(observation: ArraySpec | dict[str, ArraySpec]) -> TypeIs[ArraySpec]:
@@ -105,6 +106,31 @@ class ReplayBatch(NamedTuple):
         ]
 
 
+class Rollout(NamedTuple):
+    """T steps of N environments with one policy: what an on-policy algorithm learns from in one iteration."""
+
+    observation: Observation  # [T, N, *shape]
+    action: Tensor  # [T, N] int64 or [T, N, A], as the policy chose it
+    reward: Tensor  # [T, N]
+    discount: Tensor  # [T, N], γ · (1 − terminated)
+    next_observation: Observation  # [T, N, *shape], never that of a next episode
+    terminated: Tensor  # [T, N] bool
+    truncated: Tensor  # [T, N] bool
+    valid: Tensor  # [T, N] bool, False where a step only reset the environment
+    env_steps: int  # environment steps of the whole run, over all processes
+    progress: float  # env_steps as a fraction of the budget, 0 to 1
+
+
+class LinearTransitions(NamedTuple):
+    """Transitions as a linear critic w·φ/√D sees them, in the order of time within each of C chains."""
+
+    feature: Tensor  # [M, D], φ(s, a)
+    bootstrap_feature: Tensor  # [M, D], E[φ(s′, a′)] for a′ ~ π
+    importance_ratio: Tensor  # [M]
+    reward: Tensor  # [M]
+    discount: float
+
+
 class EpisodeBatch(NamedTuple):
     """Finished evaluation episodes, E of them."""
 
@@ -121,7 +147,7 @@ class StepResult(NamedTuple):
     """One step of N environments, whatever their way to reset themselves."""
 
     observation: ArrayObservation  # [N, *shape], what the policy sees next (of the next episode, after an end)
-    reward: npt.NDArray[np.float32]  # [N]
+    reward: npt.NDArray[np.floating[Any]]  # [N]
     terminated: npt.NDArray[np.bool_]  # [N]
     truncated: npt.NDArray[np.bool_]  # [N], False where terminated
     next_observation: ArrayObservation  # [N, *shape], the true successor: the final one where an episode ended
@@ -197,4 +223,69 @@ class Feedback(Protocol):
 
     def feedback(self, index: Tensor, *, td_error: Tensor) -> None:
         """Tell the replay the signed TD errors `[K, B]` of the slots `[K, B]` just learned from."""
+        ...
+
+
+@runtime_checkable
+class SeedsRollouts(Protocol):
+    """A policy that also owns the seeds of the environments: their streams are derived from its own."""
+
+    def begin_rollout(self, num_envs: int, num_steps: int) -> list[int] | None:
+        """The seeds with which the N environments are reset before a rollout of T steps; None leaves them alone."""
+        ...
+
+
+@runtime_checkable
+class RolloutSource(Protocol):
+    """What a probe asks of a data module: experience that the training never sees."""
+
+    def probe_rollout(self, policies: Sequence[Policy], *, num_envs: int, num_steps: int, seed: int) -> list[Rollout]:
+        """T steps in N fresh environments for each policy, without touching the training's environments.
+
+        All are stepped at once. The environments do not end their episodes.
+        """
+        ...
+
+
+@runtime_checkable
+class OffPolicyLinear(Protocol):
+    """A linear critic trained off-policy with Gaussian policies: what the probes of its dynamics ask of a module."""
+
+    behaviour_std: float
+    target_std: float
+
+    @property
+    def critic_weight(self) -> Tensor:
+        """w, `[D]`."""
+        ...
+
+    @property
+    def critic_learning_rate(self) -> float:
+        """α_w as it is used."""
+        ...
+
+    @property
+    def train_step_scale(self) -> float:
+        """α_w c: what an iteration multiplies the sum of ρδφ with."""
+        ...
+
+    @property
+    def mean_step(self) -> float:
+        """α_w c N T: what an iteration multiplies the mean of ρδφ with."""
+        ...
+
+    def behaviour_policy(self) -> Policy:
+        """μ, with randomness from torch's global generator."""
+        ...
+
+    def target_policy(self) -> Policy:
+        """π, likewise."""
+        ...
+
+    def policy_means(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of μ and of π, `[..., A]` each, for observations `[..., O]`."""
+        ...
+
+    def linear_transitions(self, rollout: Rollout, num_bootstrap_samples: int | None) -> LinearTransitions:
+        """What the critic sees of a rollout; None takes the exact expectation where there is one."""
         ...

@@ -1,5 +1,6 @@
-"""The algorithms: one algorithm, one file."""
+"""One algorithm, one file."""
 
 from rlmods.algorithms.dqn import DQN
+from rlmods.algorithms.linear_td import LinearTD
 
-__all__ = ["DQN"]
+__all__ = ["DQN", "LinearTD"]

@@ -2,5 +2,6 @@
 
 from rlmods.data.datamodule import ReplayDataModule
 from rlmods.data.replay import PrioritizedReplayBuffer, ReplayBuffer
+from rlmods.data.rollouts import RolloutDataModule
 
-__all__ = ["PrioritizedReplayBuffer", "ReplayBuffer", "ReplayDataModule"]
+__all__ = ["PrioritizedReplayBuffer", "ReplayBuffer", "ReplayDataModule", "RolloutDataModule"]

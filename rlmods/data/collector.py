@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.aggregation import CatMetric
 
+from rlmods.data.episodes import EpisodeStatistics
 from rlmods.data.observations import map_observation, stack_observations, to_arrays, to_tensors
 from rlmods.envs.environments import Environments
 from rlmods.functional.returns import n_step_return
 from rlmods.types import ArrayObservation, Observation, Policy, StepResult, Transition
-
-EPISODE_WINDOW = 100
 
 
 class _Step(NamedTuple):
@@ -51,10 +49,7 @@ class Collector:
         self.seed = seed
         self.env_steps = 0
         self.observation = environments.reset(seed)
-        self.episode_return = np.zeros(environments.num_envs)
-        self.episode_length = np.zeros(environments.num_envs, dtype=np.int64)
-        self.returns = _EpisodeWindow()
-        self.lengths = _EpisodeWindow()
+        self.episodes = EpisodeStatistics(environments.num_envs)
         self.rows: _Rows | None = None
         self._closed = False
         self._last_state: dict[str, Any] | None = None
@@ -85,7 +80,7 @@ class Collector:
                 steps.append(_Step(self.observation, action, result))
                 self.observation = result.observation
                 self.env_steps += int(np.count_nonzero(result.valid))
-        self._count_episodes([step.result for step in steps])
+        self.episodes.count([step.result for step in steps])
         rows = _stack_steps(steps)
         return self._complete(rows if self.rows is None else _concatenate(self.rows, rows))
 
@@ -111,21 +106,6 @@ class Collector:
             truncated=rows.truncated[last],
         )
 
-    def _count_episodes(self, results: list[StepResult]) -> None:
-        returns, lengths = [], []
-        for result in results:
-            self.episode_return += result.reward
-            self.episode_length += result.valid
-            ended = result.terminated | result.truncated
-            if np.count_nonzero(ended):
-                returns.append(self.episode_return[ended])
-                lengths.append(self.episode_length[ended])
-                self.episode_return[ended] = 0.0
-                self.episode_length[ended] = 0
-        if returns:
-            self.returns.append(np.concatenate(returns))
-            self.lengths.append(np.concatenate(lengths))
-
     def close(self) -> None:
         """Close the environments; their last state can still be saved."""
         self._last_state = self.environments.state_dict()
@@ -134,10 +114,7 @@ class Collector:
 
     def rollout_statistics(self) -> dict[str, float]:
         """Means over the last 100 finished episodes, by tag; empty before the first."""
-        returns, lengths = self.returns.values(), self.lengths.values()
-        if not len(returns):
-            return {}
-        return {"rollout/ep_rew_mean": float(returns.mean()), "rollout/ep_len_mean": float(lengths.mean())}
+        return self.episodes.means()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resume needs; `environments` is None where they cannot be saved."""
@@ -145,10 +122,7 @@ class Collector:
             "env_steps": self.env_steps,
             "environments": self._last_state if self._closed else self.environments.state_dict(),
             "observation": map_observation(torch.clone, to_tensors(self.observation, torch.device("cpu"))),
-            "episode_return": torch.from_numpy(self.episode_return.copy()),
-            "episode_length": torch.from_numpy(self.episode_length.copy()),
-            "returns": self.returns.values(),
-            "lengths": self.lengths.values(),
+            "episodes": self.episodes.state_dict(),
             "rows": None if self.rows is None else self.rows._asdict(),
         }
 
@@ -160,18 +134,16 @@ class Collector:
             replay: the environments then start new episodes.
         """
         self.env_steps = state["env_steps"]
-        self.returns.restore(state["returns"])
-        self.lengths.restore(state["lengths"])
+        self.episodes.load_state_dict(state["episodes"])
         self.rows = None if state["rows"] is None else _Rows(**state["rows"])
         if state["environments"] is None:
             # Folded with the clock: the seed alone would play the run's first episodes again.
             sequence = np.random.SeedSequence([self.seed, self.env_steps])
+            self.episodes.abandon()
             self.observation = self.environments.reset(int(sequence.generate_state(1)[0]))
             return self._truncate_open_rows()
         self.environments.load_state_dict(state["environments"])
         self.observation = to_arrays(state["observation"])
-        self.episode_return = state["episode_return"].numpy()
-        self.episode_length = state["episode_length"].numpy()
         return None
 
     def _truncate_open_rows(self) -> Transition | None:
@@ -181,30 +153,6 @@ class Collector:
         transitions = self._complete(self.rows)
         self.rows = None
         return transitions
-
-
-class _EpisodeWindow:
-    """A number of each of the last 100 finished episodes."""
-
-    def __init__(self) -> None:
-        # By default torchmetrics drops a NaN, so that a broken run looks healthy, and waits for the other processes.
-        self.metric = CatMetric(nan_strategy="disable", sync_on_compute=False)
-
-    def append(self, values: Any) -> None:
-        self.metric.update(torch.from_numpy(values))
-
-    def values(self) -> Tensor:
-        """`[E]` float32, at most the last 100; also forgets the older ones."""
-        if self.metric.update_count == 0:
-            return torch.zeros(0)
-        window = torch.as_tensor(self.metric.compute()).reshape(-1)[-EPISODE_WINDOW:].clone()
-        self.restore(window)
-        return window
-
-    def restore(self, window: Tensor) -> None:
-        self.metric.reset()
-        if len(window):
-            self.metric.update(window)
 
 
 def _stack_steps(steps: list[_Step]) -> _Rows:

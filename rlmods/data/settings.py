@@ -10,15 +10,15 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: with what was got, what is expected and what to type.
     """
-    at_least_one = (
-        "total_env_steps", "num_envs", "n_steps", "buffer_size", "batch_size", "steps_per_iteration",
-        "updates_per_iteration", "eval_episodes", "eval_every", "frame_stack",
-    )  # fmt: skip
-    for name in at_least_one:
-        if settings[name] < 1:
-            _refuse(f"{name} = {settings[name]}", "at least 1", f"{name} 1")
+    _check_counts(settings, ("total_env_steps", "num_envs", "n_steps", "eval_episodes", "eval_every"))
     if not 0.0 <= settings["gamma"] < 1.0:
         _refuse(f"gamma = {settings['gamma']}", "a discount in [0, 1)", "gamma 0.99")
+
+
+def check_replay_settings(settings: Mapping[str, Any]) -> None:
+    """The same, of a data module with a replay."""
+    counts = ("buffer_size", "batch_size", "steps_per_iteration", "updates_per_iteration", "frame_stack")
+    _check_counts(settings, counts)
     if settings["batch_size"] > settings["buffer_size"]:
         _refuse(
             f"batch_size = {settings['batch_size']} with buffer_size = {settings['buffer_size']}",
@@ -45,6 +45,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             "a start within the budget",
             "learning_starts 0 or more, below total_env_steps",
         )
+
+
+def _check_counts(settings: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if settings[name] < 1:
+            _refuse(f"{name} = {settings[name]}", "at least 1", f"{name} 1")
 
 
 def _refuse(got: str, expected: str, option: str) -> None:

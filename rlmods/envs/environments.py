@@ -23,7 +23,9 @@ class Environments:
         autoreset_mode: How the vector environment resets, as it says itself.
     """
 
-    def __init__(self, vector_env: AnyVectorEnv, spec: EnvSpec) -> None:
+    def __init__(
+        self, vector_env: AnyVectorEnv, spec: EnvSpec, *, reward_dtype: type[np.floating[Any]] = np.float32
+    ) -> None:
         """Take over a vector environment, which `close` will close.
 
         Raises:
@@ -39,6 +41,7 @@ class Environments:
         self.num_envs = vector_env.num_envs
         self.autoreset_mode = AutoresetMode(mode)
         self._vector_env = vector_env
+        self._reward_dtype = reward_dtype
         space = vector_env.action_space
         self._action_shape, self._action_dtype = space.shape, space.dtype
         self._action_start = int(getattr(vector_env.single_action_space, "start", 0))
@@ -46,17 +49,17 @@ class Environments:
         self._no_success = np.full(self.num_envs, np.nan, np.float32)
         self._valid = self._all_valid
 
-    def reset(self, seed: int) -> ArrayObservation:
+    def reset(self, seed: int | list[int]) -> ArrayObservation:
         """Begin new episodes in all environments.
 
         Args:
-            seed: Of the first environment; the vector environment derives the others' from it.
+            seed: One of each environment, or one from which the vector environment derives them.
 
         Returns:
             Observations `[N, *shape]`.
         """
         self._valid = self._all_valid
-        observation, _ = self._vector_env.reset(seed=seed)
+        observation, _ = self._vector_env.reset(seed=seed)  # type: ignore[arg-type]  # Gymnasium's take a list too
         return _copy(observation)
 
     def step(self, action: npt.NDArray[Any]) -> StepResult:
@@ -82,7 +85,9 @@ class Environments:
         if np.count_nonzero(ended):  # a quarter of the cost of ended.any()
             success = self._success(ended, infos)
             observation, successor = self._begin_episodes(observation, ended, infos)
-        return StepResult(observation, np.array(reward, np.float32), terminated, truncated, successor, valid, success)
+        return StepResult(
+            observation, np.array(reward, self._reward_dtype), terminated, truncated, successor, valid, success
+        )
 
     def render(self) -> list[npt.NDArray[np.uint8]]:
         """One frame `[height, width, 3]` of each environment.

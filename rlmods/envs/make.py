@@ -33,6 +33,7 @@ def make_envs(
     resize: tuple[int, int] | None = None,
     grayscale: bool = True,
     frame_stack: int = 1,
+    reward_dtype: type[np.floating[Any]] = np.float32,
 ) -> Environments:
     """Make N environments that step together.
 
@@ -46,6 +47,7 @@ def make_envs(
         resize: Height and width to shrink an image observation to, which becomes uint8 `[C, H, W]`.
         grayscale: Whether `resize` makes the image gray.
         frame_stack: Number of last images to stack as channels, with `resize`.
+        reward_dtype: Of the rewards. Replay is single precision.
 
     Raises:
         ValueError: An argument does not fit, or the environment is not known, not installed or not supported.
@@ -58,12 +60,11 @@ def make_envs(
         make = partial(_make_one, gym_spec, kwargs, resize, grayscale, frame_stack)
         wrapped = resize is not None or frame_stack != 1
         if _is_native(gym_spec, kwargs, num_envs, vectorization, wrapped):
-            vector_env = gym.make_vec(gym_spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+            vector_env = _make_native(gym_spec, num_envs, kwargs)
         else:
             vector_env = _vectorize(make, num_envs, is_async=vectorization == "async")
     try:
-        spec = _describe(env_id, vector_env.single_observation_space, vector_env.single_action_space)
-        return Environments(vector_env, spec)
+        return Environments(vector_env, _describe_vector(env_id, vector_env), reward_dtype=reward_dtype)
     except ValueError:
         vector_env.close()
         raise
@@ -80,11 +81,25 @@ def env_spec(
     """Describe an environment, in plain Python values. The arguments and errors are those of `make_envs`."""
     kwargs = dict(env_kwargs or {})
     with _explained(env_id, kwargs):
-        env = _make_one(_find(env_id), kwargs, resize, grayscale, frame_stack)
+        gym_spec = _find(env_id)
+        if gym_spec.entry_point is None:
+            _is_native(gym_spec, kwargs, 1, "auto", resize is not None or frame_stack != 1)
+            return _describe_vector(env_id, _make_native(gym_spec, 1, kwargs))
+        env = _make_one(gym_spec, kwargs, resize, grayscale, frame_stack)
     try:
         return _describe(env_id, env.observation_space, env.action_space)
     finally:
         env.close()
+
+
+def _make_native(gym_spec: gym.envs.registration.EnvSpec, num_envs: int, kwargs: dict[str, Any]) -> AnyVectorEnv:
+    return gym.make_vec(gym_spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+
+
+def _describe_vector(env_id: str, vector_env: AnyVectorEnv) -> EnvSpec:
+    spec = _describe(env_id, vector_env.single_observation_space, vector_env.single_action_space)
+    settings = getattr(vector_env.unwrapped, "settings", None)
+    return spec if settings is None else EnvSpec(**spec, settings=settings)
 
 
 def _make_one(
@@ -118,6 +133,13 @@ def _is_native(
     wrapped: bool,
 ) -> bool:
     """Whether the native vector implementation is to be used; a ValueError where it is asked for and does not exist."""
+    if gym_spec.entry_point is None:
+        if wrapped or vectorization in ("sync", "async"):
+            raise ValueError(
+                f"{gym_spec.id} exists as a vector environment alone, without pixels. "
+                'Expected vectorization="auto", and neither resize nor frame_stack.'
+            )
+        return True
     if vectorization in ("sync", "async"):
         return False
     if vectorization not in ("auto", "native"):
@@ -130,7 +152,7 @@ def _is_native(
                 'Expected vectorization="auto", "sync" or "async".'
             )
         return True
-    if not offered or (num_envs < NATIVE_FROM and gym_spec.entry_point is not None):
+    if not offered or num_envs < NATIVE_FROM:
         return False
     accepted = _accepted(gym_spec.vector_entry_point)
     return accepted is None or accepted.issuperset(kwargs)

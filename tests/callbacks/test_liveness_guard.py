@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from guarding import ACT, Stranger, as_lists, causes, fit_small, fit_stranger, transitions, warnings_of
+from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor, nn
@@ -269,10 +270,10 @@ class Repeated(DQN):
 
 
 class StopsAdding(ReplayDataModule):
-    def _iterate(self) -> ReplayBatch:
+    def iterate(self, trainer: Trainer) -> ReplayBatch:
         if self.env_steps >= 160 and self.replay is not None:
             self.replay.extend = lambda transitions: None  # type: ignore[method-assign]
-        return super()._iterate()
+        return super().iterate(trainer)
 
 
 class FrozenClock(ReplayDataModule):

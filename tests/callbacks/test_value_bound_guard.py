@@ -17,6 +17,7 @@ from guarding import (
     transitions,
     warnings_of,
 )
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rlmods.algorithms import DQN
@@ -327,8 +328,8 @@ class Edited(ReplayDataModule):
     def edit(self, transition: Transition) -> Transition:
         raise NotImplementedError
 
-    def _iterate(self) -> ReplayBatch:
-        batch = super()._iterate()
+    def iterate(self, trainer: Trainer) -> ReplayBatch:
+        batch = super().iterate(trainer)
         return batch._replace(transition=self.edit(batch.transition))
 
 
