@@ -5,7 +5,7 @@ import sys
 from rlmods import __version__
 
 HELP = """\
-usage: python -m rlmods {fit,validate,test,predict,configs,replay} ...
+usage: python -m rlmods {fit,validate,test,predict,report,replay,configs} ...
 
 Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth about the training.
 
@@ -13,8 +13,9 @@ Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth
   validate  evaluate a checkpoint as training does
   test      evaluate it on other seeds, --video DIR for a video
   predict   actions for given observations, or a roll-out written to disk
-  configs   list the configurations that come with the package
+  report    health, tables and plots of a run folder; of several, a comparison
   replay    repeat the update for which a run left a folder in failures/
+  configs   list the configurations that come with the package
 
 Each of the first four explains its options: python -m rlmods fit --help
 A configuration is a file, or the name of one that comes with the package; several --config are merged in order.
@@ -22,7 +23,7 @@ Go on with a stopped run: repeat its command with --ckpt_path last
 """
 
 
-COMMANDS = ("fit", "validate", "test", "predict", "configs", "replay")
+COMMANDS = ("fit", "validate", "test", "predict", "report", "replay", "configs")
 
 
 def main() -> None:
@@ -36,6 +37,10 @@ def main() -> None:
         from rlmods.configs import describe_configs
 
         print(describe_configs(), end="")
+    elif arguments[0] == "report":
+        from rlmods.reports.command import main as report
+
+        raise SystemExit(report(arguments[1:]))
     elif arguments[0] == "replay":
         from rlmods.replay_failure import main as replay
 

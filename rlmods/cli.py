@@ -24,8 +24,9 @@ from rlmods.callbacks.safeguard import MissingInputError, Safeguard
 from rlmods.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError
 from rlmods.checks import check_weights, check_writable, fit_to_spec, read_observations, refuse_unsupported
 from rlmods.configs import find_config
-from rlmods.data import ReplayDataModule
+from rlmods.data.experience import ExperienceDataModule
 from rlmods.manifest import DamagedCheckpointError
+from rlmods.reports.fit_report import report_of_fit
 from rlmods.resume import RUNS, ResumePoint, RunKind, find_checkpoint
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -181,7 +182,7 @@ class RLModsCLI(LightningCLI):
             self.model.check_checkpoint(checkpoint)
             check_weights(checkpoint["state_dict"], self.model)
         state = checkpoint.get(type(self.datamodule).__qualname__)
-        if self.requested == "fit" and isinstance(self.datamodule, ReplayDataModule):
+        if self.requested == "fit" and isinstance(self.datamodule, ExperienceDataModule):
             if not state:
                 raise ValueError(
                     f"got {self.resume_point.checkpoint}, which holds no state of a {type(self.datamodule).__name__}, "
@@ -232,6 +233,14 @@ class RLModsCLI(LightningCLI):
         purge_step = point.manifest.env_steps + 1
         return TensorBoardLogger(root, name=RUNS, version=point.version, default_hp_metric=False, purge_step=purge_step)
 
+    def fit(self, **kwargs: Any) -> None:
+        """Fit, and report what became of it."""
+        if self._get(self.config_init, "trainer").fast_dev_run:
+            self.trainer.fit(**kwargs)
+            return
+        with report_of_fit(self.trainer, lambda: self.beginning.begun):
+            self.trainer.fit(**kwargs)
+
     def after_fit(self) -> None:
         """Leave as a signal asked for, also where the run had come to its end by then, or with 3 after a safeguard."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -251,7 +260,7 @@ class RLModsCLI(LightningCLI):
         file = self._get(self.config, "observations")
         if file is not None:
             observations = read_observations(Path(file))
-            if isinstance(self.datamodule, ReplayDataModule):
+            if isinstance(self.datamodule, ExperienceDataModule):
                 observations = fit_to_spec(observations, self.datamodule.spec["observation"])
             self.datamodule.observations = observations
 

@@ -47,7 +47,7 @@ assert not heavy, heavy
 def test_help_and_configs_need_no_torch() -> None:
     completed = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
-    assert "usage: python -m rlmods {fit,validate,test,predict,configs,replay}" in completed.stdout
+    assert "usage: python -m rlmods {fit,validate,test,predict,report,replay,configs}" in completed.stdout
     assert re.search(r"dqn_cartpole +DQN on CartPole-v1", completed.stdout)
 
 
@@ -56,7 +56,7 @@ def test_unknown_command() -> None:
     assert completed.returncode == 2
     assert (
         completed.stderr
-        == "error: got the command 'train', expected one of fit, validate, test, predict, configs, replay\n"
+        == "error: got the command 'train', expected one of fit, validate, test, predict, report, replay, configs\n"
     )
 
 
@@ -98,7 +98,7 @@ def test_later_configs_and_options_win(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_run_folder(trained: Trained) -> None:
     names = {path.name for path in trained.run.iterdir()}
-    assert names >= {"config.yaml", "run.json", "events.jsonl", "checkpoints", "replay"}
+    assert names >= {"config.yaml", "run.json", "events.jsonl", "checkpoints", "replay", "report.md"}
     config = yaml.safe_load((trained.run / "config.yaml").read_text())
     assert config["data"]["init_args"]["gamma"] == 0.99
     assert config["seed_everything"] == 0
@@ -123,8 +123,10 @@ def test_what_a_new_user_sees(tmp_path: Path) -> None:
         assert noise not in completed.stderr
     # Eight environments step together: up to seven steps more.
     assert re.search(r"5(1[2-9])/512 env steps", completed.stderr)
-    assert completed.stderr.endswith(
-        "The run is in lightning_logs/version_0; to look at it: tensorboard --logdir lightning_logs\n"
+    *_, where, report = completed.stderr.splitlines()
+    assert where == "The run is in lightning_logs/version_0; to look at it: tensorboard --logdir lightning_logs"
+    assert re.fullmatch(
+        r"report: PASS \(all \d+ checks that apply passed\), lightning_logs/version_0/report.html", report
     )
 
 

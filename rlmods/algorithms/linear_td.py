@@ -34,7 +34,7 @@ from torch.optim import SGD, Optimizer
 from rlmods.algorithms.base import Algorithm
 from rlmods.algorithms.reference_stream import ReferenceStream
 from rlmods.functional.gaussian_policy import executed_action, importance_ratio
-from rlmods.functional.linear_dynamics import leading_eigenvalues
+from rlmods.functional.linear_dynamics import td_matrix
 from rlmods.functional.off_policy import (
     Coefficients,
     clipped_ratio,
@@ -52,6 +52,8 @@ from rlmods.types import EnvSpec, EpisodeBatch, LinearTransitions, Observation, 
 
 Method = Literal["td0", "gtd2", "tdc", "etd"]
 ScaleMode = Literal["BT", "sqrtB_T"]
+
+_CALIBRATION_ROLLOUTS = 10
 
 
 class Samples(NamedTuple):
@@ -86,8 +88,8 @@ class LinearTD(Algorithm):
         ratio_clip: upper bound of the ratio; None does not clip.
         vtrace_lambda: λ of V-trace's traces, whose bounds ρ̄ and c̄ are `ratio_clip` and 1; None makes one-step updates.
         scale_mode: the sums are multiplied by 1/(N·T) (BT) or by 1/(√N·T) (sqrtB_T).
-        dimensionless_step: α_w c N T |λ|_max/√D, instead of `learning_rate`: the largest eigenvalue is measured on the
-            first rollout. Plain TD with a fixed policy is stable for it up to where an eigenvalue leaves the disc.
+        dimensionless_step: α_w c N T |λ|_max/√D, instead of `learning_rate`. The eigenvalue is that of the mean matrix
+            of the first ten rollouts, on which nothing is learned. Where it is real, TD is stable below 2.
         theta_radius: both policies are projected on ‖θ‖ ≤ this; 0 does not.
         theta_init_scale: standard deviation of θ at the start.
         w_init_scale: standard deviation of w at the start.
@@ -171,6 +173,8 @@ class LinearTD(Algorithm):
         self.weight = nn.Parameter((w_init_scale * normal(features["feature_dim"])).to(dtype))
         has_auxiliary = method in ("gtd2", "tdc")
         self.auxiliary_weight = nn.Parameter(torch.zeros_like(self.weight)) if has_auxiliary else None
+        self._calibrations = 0
+        self._mean_matrix = torch.zeros(1, 1, dtype=torch.float64)  # [D, D] once there is a rollout
         self._rollout_shape = torch.Size((1, 1))  # [T, N] of the last one
         self.value_scale = 1.0 / math.sqrt(features["feature_dim"])
 
@@ -205,10 +209,11 @@ class LinearTD(Algorithm):
         """One update on one rollout. Returns its signals, `[1, M]`, and the iteration's metrics, `[]` float64."""
         optimizer = self.single_optimizer()
         self._rollout_shape = batch.reward.shape
-        with torch.no_grad():
-            samples = self.samples(batch)
-            if self.dimensionless_step is not None and self.update_steps == 0:
-                self.learning_rate = self._learning_rate_of(self.dimensionless_step, batch)
+        if self.dimensionless_step is not None and self._calibrations < _CALIBRATION_ROLLOUTS:
+            self._calibrate(self.dimensionless_step, batch)
+            self.count_iteration(optimizer)
+            return {}
+        samples = self.samples(batch)
         self._set_learning_rates(optimizer)
         before = [parameter.detach().clone() for parameter in (self.weight, self.actors.theta)]
         grad_norm = self.optimize(optimizer, self._loss(samples, batch), self.max_grad_norm, counts=True)
@@ -240,12 +245,15 @@ class LinearTD(Algorithm):
         reward = rollout.reward.flatten().to(feature)
         value = self.value_scale * (feature @ self.weight)
         next_value = self.value_scale * self._next_value(next_observation, self.weight, rollout.reward.shape)
+        target = reward + rollout.discount.flatten().to(feature) * next_value
+        for transform in self.target_transforms:
+            target = transform(target)
         return Samples(
             feature=feature,
             reward=reward,
             value=value,
             next_value=next_value,
-            td_error=reward + rollout.discount.flatten().to(feature) * next_value - value,
+            td_error=target - value,
             density_ratio=ratio,
             ratio=clipped_ratio(ratio, self.ratio_clip),
             score=(action - target_mean) / (self.target_std**2 * math.sqrt(actor_feature.shape[-1])),
@@ -307,7 +315,9 @@ class LinearTD(Algorithm):
             )
             return td_coefficients(torch.ones_like(samples.ratio), advantage.flatten())
         if self.method == "etd":
-            follow_on = emphasis(ratio, discount)
+            begins = torch.zeros_like(rollout.terminated)
+            begins[1:] = (rollout.terminated | rollout.truncated)[:-1]
+            follow_on = emphasis(ratio, discount, begins)
             return emphatic_td_coefficients(samples.ratio, samples.td_error, follow_on.flatten())
         return td_coefficients(samples.ratio, samples.td_error)
 
@@ -333,14 +343,18 @@ class LinearTD(Algorithm):
         for group in optimizer.param_groups:
             group["lr"] = rates[group["name"]] * self.learning_rate_scale
 
-    def _learning_rate_of(self, dimensionless_step: float, rollout: Rollout) -> float:
-        """The α_w for which α_w c N T |λ|_max/√D is `dimensionless_step`, by the matrix of a rollout."""
+    @torch.no_grad()
+    def _calibrate(self, dimensionless_step: float, rollout: Rollout) -> None:
+        """Take a rollout into the mean of the TD matrix, and after the last set the learning rate by it."""
         seen = self.linear_transitions(rollout, self.num_bootstrap_samples)
-        eigenvalues = leading_eigenvalues(
-            seen.feature, seen.bootstrap_feature, seen.importance_ratio, seen.discount, count=1
-        )
-        largest = float(eigenvalues.abs().amax())
-        return dimensionless_step / (self.scale(rollout.reward.shape) * rollout.reward.numel() * largest)
+        matrix = td_matrix(seen.feature, seen.bootstrap_feature, seen.importance_ratio, seen.discount)
+        self._calibrations += 1
+        self._mean_matrix = self._mean_matrix + (matrix.double() - self._mean_matrix) / self._calibrations
+        if self._calibrations == _CALIBRATION_ROLLOUTS:
+            largest = self.value_scale * float(torch.linalg.eigvals(self._mean_matrix).abs().amax())
+            self.learning_rate = dimensionless_step / (
+                self.scale(rollout.reward.shape) * rollout.reward.numel() * largest
+            )
 
     def _metrics(self, samples: Samples, before: list[Tensor]) -> dict[str, Tensor]:
         """The iteration in numbers, `[]` float64: TD errors and ratios before the update, norms after it."""
@@ -362,7 +376,7 @@ class LinearTD(Algorithm):
         }
         return metrics | {
             "update_steps": torch.tensor(self.update_steps),
-            "learning_rate": torch.tensor(self.critic_learning_rate),
+            "learning_rate": torch.tensor(self.critic_learning_rate, dtype=torch.float64),
         }
 
     # What the probes ask
@@ -431,7 +445,7 @@ class LinearTD(Algorithm):
         metrics = super().evaluation_metrics(episodes)
         start = self._state_value(_as_tensor(episodes.start_observation)).double()
         final = self._state_value(_as_tensor(episodes.final_observation)).double()
-        gap = start - (episodes.discounted_returns + episodes.final_discount * final)
+        gap = start - (episodes.discounted_returns.to(start) + episodes.final_discount * final)
         metrics["q_start"] = start.mean()
         metrics["q_gap"] = gap.mean()
         metrics["q_gap_sem"] = gap.std(correction=0) / max(gap.numel() - 1, 1) ** 0.5
@@ -450,9 +464,13 @@ class LinearTD(Algorithm):
         return self.value_scale * value
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the measured learning rate and the numpy stream."""
+        """Adds the calibration and the numpy stream."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["algorithm"]["learning_rate"] = self.learning_rate
+        checkpoint["algorithm"]["calibrations"] = self._calibrations
+        checkpoint["algorithm"]["mean_matrix"] = (
+            self._mean_matrix if 0 < self._calibrations < _CALIBRATION_ROLLOUTS else None
+        )
         checkpoint["algorithm"]["stream"] = None if self.stream is None else self.stream.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -460,6 +478,9 @@ class LinearTD(Algorithm):
         super().on_load_checkpoint(checkpoint)
         if self.dimensionless_step is not None:
             self.learning_rate = checkpoint["algorithm"]["learning_rate"]
+            self._calibrations = checkpoint["algorithm"]["calibrations"]
+            if checkpoint["algorithm"]["mean_matrix"] is not None:
+                self._mean_matrix = checkpoint["algorithm"]["mean_matrix"]
         if self.stream is not None and checkpoint["algorithm"]["stream"] is not None:
             self.stream.load_state_dict(checkpoint["algorithm"]["stream"])
 

@@ -259,7 +259,9 @@ class ExperienceDataModule(LightningDataModule):
                 f"got {num_processes} processes, but the checkpoint was written by {len(state['processes'])}: "
                 f"type --trainer.devices {len(state['processes'])}"
             )
-        if state["env_steps"] >= self.total_env_steps:
+        # Frames that only reset an environment are collected and not counted: iterations may end before the steps do.
+        num_iterations = ceil(self.total_env_steps / (self.steps_per_iteration * num_processes))
+        if state["env_steps"] >= self.total_env_steps or state["iterations"] >= num_iterations:
             raise ValueError(
                 f"got a checkpoint at environment step {state['env_steps']} of {self.total_env_steps}: the budget is "
                 "spent; type --data.init_args.total_env_steps N with a larger N to go on, or test instead of fit"

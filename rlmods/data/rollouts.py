@@ -19,6 +19,8 @@ from rlmods.envs.environments import Environments
 from rlmods.envs.make import make_envs
 from rlmods.types import ArrayObservation, Observation, Policy, Rollout, SeedsRollouts, StepResult
 
+_NEVER = 2**31 - 1  # steps; None would be Gymnasium's own limit where it registered one
+
 
 class RolloutDataModule(ExperienceDataModule):
     """Environments and evaluation of one run; an iteration is one rollout, learned from once and forgotten.
@@ -28,7 +30,8 @@ class RolloutDataModule(ExperienceDataModule):
 
     Args:
         env_id: of a registered Gymnasium environment.
-        total_env_steps: the budget; the last rollout is whole, so up to N·T − 1 steps more are made.
+        total_env_steps: the budget; the last rollout is whole, so up to N·T − 1 steps more are made. Frames that only
+            reset an environment take a part of it, and are not counted as steps.
         num_envs: environments that are stepped together, N.
         n_steps: steps of each environment in a rollout, T.
         gamma: discount of one step, in [0, 1).
@@ -112,7 +115,10 @@ class RolloutDataModule(ExperienceDataModule):
         environments = make_envs(
             self.env_id,
             len(policies) * num_envs,
-            env_kwargs=dict(self.env_kwargs or {}) | {"max_episode_steps": None},
+            env_kwargs=dict(self.env_kwargs or {}) | {"max_episode_steps": _NEVER},
+            vectorization=self.vectorization,
+            resize=self.resize,
+            frame_stack=self.frame_stack,
             reward_dtype=np.float64,
         )
         collector = RolloutCollector(environments, gamma=self.gamma, seed=seed)
@@ -164,6 +170,7 @@ class RolloutCollector:
         self.gamma = gamma
         self.seed = seed
         self.env_steps = 0
+        self.rewards = environments.defer_rewards()
         self.observation = environments.reset(seed)
         self.episodes = EpisodeStatistics(environments.num_envs)
         self._closed = False
@@ -200,8 +207,18 @@ class RolloutCollector:
                 results.append(result)
                 self.observation = result.observation
                 self.env_steps += int(np.count_nonzero(result.valid))
+        if self.rewards is not None:
+            results = self._with_rewards(observations, actions, results)
         self.episodes.count(results)
         return self._rollout(observations, actions, results, device)
+
+    def _with_rewards(
+        self, observations: list[ArrayObservation], actions: list[Tensor], results: list[StepResult]
+    ) -> list[StepResult]:
+        assert self.rewards is not None  # noqa: S101, the caller has looked
+        flat = self.rewards(np.concatenate(observations), torch.cat(actions).cpu().numpy())  # type: ignore[arg-type]
+        rewards = flat.reshape(len(results), -1)
+        return [result._replace(reward=reward) for result, reward in zip(results, rewards, strict=True)]
 
     def _rollout(
         self,

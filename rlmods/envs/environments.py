@@ -89,6 +89,18 @@ class Environments:
             observation, np.array(reward, self._reward_dtype), terminated, truncated, successor, valid, success
         )
 
+    def defer_rewards(self) -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float64]] | None:
+        """Where the reward is a function of observation and action alone: that function of many steps at once.
+
+        Steps then give rewards of 0. None where the environment has none.
+        """
+        env: Any = self._vector_env.unwrapped
+        if not hasattr(env, "defer_rewards"):
+            return None
+        env.defer_rewards()
+        rewards: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float64]] = env.rewards
+        return rewards
+
     def render(self) -> list[npt.NDArray[np.uint8]]:
         """One frame `[height, width, 3]` of each environment.
 

@@ -6,6 +6,7 @@ random features of state and action: a teacher that a linear critic can find exa
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -153,12 +154,16 @@ class TorusGobletGhost(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators: list[np.random.Generator] = []  # one each, or none where all share `np_random`
         self._position = np.zeros((num_envs, 2))
-        self._ghost = np.zeros((num_envs, 2))
-        self._goblets = np.zeros((num_envs, num_goblets, 2))
+        self._others = np.zeros((num_envs, 1 + num_goblets, 2))  # the ghost, then the goblets
         self._types = np.zeros((num_envs, num_goblets))
         self._events = np.zeros((num_envs, 4))
         self._elapsed = np.zeros(num_envs, np.int64)
         self._observation = np.zeros((num_envs, OBSERVATION_SIZE), self._dtype)
+        self._reach = np.array([eps_catch] + [eps_pick] * num_goblets)
+        self._rows = np.arange(num_envs)
+        self._no_end = np.zeros(num_envs, np.bool_)
+        self._no_reward = np.zeros(num_envs)
+        self._defers_rewards = False
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -173,96 +178,113 @@ class TorusGobletGhost(VectorEnv[Any, Any, Any]):
             self._generators = []
         mask = None if options is None else options.get("reset_mask")
         self._begin(np.arange(self.num_envs) if mask is None else np.flatnonzero(mask))
-        self._observe()
+        self._observe(self._ways())
         return self._observation.copy(), {}
 
     def step(
         self, actions: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[Any], Array, npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]:
         """Step all of them with actions `[B, 2]` as the policy chose them."""
-        chosen = torch.from_numpy(np.ascontiguousarray(actions, self._dtype))
-        action = executed_action(chosen, self.action_mode, self.v_max)
-        reward = self._reward(action)
-        self._move(action.numpy().astype(np.float64))
-        self._observe()
+        reward = self._no_reward if self._defers_rewards else self.rewards(self._observation, actions)
+        chosen = torch.from_numpy(np.ascontiguousarray(actions, np.float64))
+        self._move(executed_action(chosen, self.action_mode, self.v_max).numpy())
         self._elapsed += 1
-        truncated = np.zeros(self.num_envs, np.bool_)
+        truncated = self._no_end
         infos: dict[str, Any] = {}
         if self.max_episode_steps is not None and self._elapsed.max() >= self.max_episode_steps:
             truncated = self._elapsed >= self.max_episode_steps
             infos = {"final_obs": self._observation.copy(), "_final_obs": truncated}
             self._begin(np.flatnonzero(truncated))
-            self._observe()
-        return self._observation.copy(), reward, np.zeros(self.num_envs, np.bool_), truncated, infos
+            self._observe(self._ways())
+        return self._observation.copy(), reward.copy(), self._no_end.copy(), truncated.copy(), infos
+
+    def rewards(self, observations: npt.NDArray[Any], actions: npt.NDArray[Any]) -> Array:
+        """w_R·φ(s, a)/√D, `[M]`, of observations `[M, 18]` and actions `[M, 2]` as the policy chose them."""
+        if not self.use_teacher_reward:
+            return np.zeros(len(observations))
+        chosen = torch.from_numpy(np.ascontiguousarray(actions, self._dtype))
+        action = executed_action(chosen, self.action_mode, self.v_max)
+        value = self._features.value(self._teacher, torch.from_numpy(observations), action)
+        return cast(Array, value.numpy().astype(np.float64))
+
+    def defer_rewards(self) -> None:
+        """From now on steps give rewards of 0: the caller asks `rewards` for those of many steps at once."""
+        self._defers_rewards = True
 
     def get_state(self) -> dict[str, Any]:
         """Everything that the future depends on."""
-        return {name: value for name, value in vars(self).items() if name in _STATE} | {"np_random": self.np_random}
+        state = {name: value for name, value in vars(self).items() if name in _STATE} | {"np_random": self.np_random}
+        return deepcopy(state)  # a step writes into the arrays
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a state that `get_state` gave."""
-        for name, value in state.items():
+        for name, value in deepcopy(state).items():
             setattr(self, name, value)
-
-    def _reward(self, action: torch.Tensor) -> Array:
-        if not self.use_teacher_reward:
-            return np.zeros(self.num_envs)
-        value = self._features.value(self._teacher, torch.from_numpy(self._observation), action)
-        return cast(Array, value.numpy().astype(np.float64))
 
     def _move(self, action: Array) -> None:
         noise = self._normals()
-        size = self.torus_size
+        size, others = self.torus_size, self._others
         self._position = (self._position + self.dt * action + self.sigma_env * noise[:, :2]) % size
-        way = self._way(self._ghost, self._position)
-        distance = _norm(way)[:, None]
-        direction = np.divide(way, distance, out=np.zeros_like(way), where=distance >= 1e-12)
-        self._ghost = (self._ghost + self.dt * self.v_ghost * direction + self.sigma_ghost * noise[:, 2:]) % size
-        caught = _norm(self._way(self._ghost, self._position)) <= self.eps_catch
-        in_reach = _norm(self._way(self._goblets, self._position[:, None])) <= self.eps_pick
-        self._events = np.zeros((self.num_envs, 4))
-        self._events[:, 0] = caught
-        for env in np.flatnonzero(caught | in_reach.any(1)).tolist():
-            if caught[env]:
-                self._ghost[env] = size * self._generator(env).random(2)
-            if in_reach[env].any():
-                self._pick(env, int(in_reach[env].argmax()))
+        way = self._way(others[:, 0], self._position)
+        distance = np.sqrt(way[:, :1] ** 2 + way[:, 1:] ** 2)
+        distance[distance < 1e-12] = np.inf
+        others[:, 0] = (others[:, 0] + self.dt * self.v_ghost * way / distance + self.sigma_ghost * noise[:, 2:]) % size
+        self._events[:] = 0.0
+        ways, distances = self._ways()
+        reached = distances <= self._reach
+        happens = reached.any()
+        if happens:
+            for env in np.flatnonzero(reached.any(1)).tolist():
+                self._meet(env, reached[env])
         begins = np.flatnonzero(self._uniforms() < self.p_mix)
         if len(begins):
             elapsed = self._elapsed[begins]
             self._begin(begins)
             self._elapsed[begins] = elapsed
             self._events[begins, 3] = 1.0
+        self._observe(self._ways() if happens or len(begins) else (ways, distances))
 
-    def _pick(self, env: int, goblet: int) -> None:
+    def _meet(self, env: int, reached: npt.NDArray[np.bool_]) -> None:
+        """The ghost catches; the first goblet within reach is picked."""
         generator = self._generator(env)
-        self._events[env, 1 if self._types[env, goblet] > 0 else 2] = 1.0
-        self._goblets[env, goblet] = self.torus_size * generator.random(2)
-        if generator.random() < self.type_resample_p:
-            self._types[env, goblet] = 1.0 if generator.random() < self.p_type_positive else -1.0
+        if reached[0]:
+            self._events[env, 0] = 1.0
+            self._others[env, 0] = self.torus_size * generator.random(2)
+        if reached[1:].any():
+            goblet = int(reached[1:].argmax())
+            self._events[env, 1 if self._types[env, goblet] > 0 else 2] = 1.0
+            self._others[env, 1 + goblet] = self.torus_size * generator.random(2)
+            if generator.random() < self.type_resample_p:
+                self._types[env, goblet] = 1.0 if generator.random() < self.p_type_positive else -1.0
 
     def _begin(self, envs: npt.NDArray[np.intp]) -> None:
         for env in envs.tolist():
             generator = self._generator(env)
             self._position[env] = self.torus_size * generator.random(2)
-            self._ghost[env] = self.torus_size * generator.random(2)
-            self._goblets[env] = self.torus_size * generator.random((self.num_goblets, 2))
+            self._others[env] = self.torus_size * generator.random((1 + self.num_goblets, 2))
             self._types[env] = np.where(generator.random(self.num_goblets) < self.p_type_positive, 1.0, -1.0)
         self._events[envs] = 0.0
         self._elapsed[envs] = 0
 
-    def _observe(self) -> None:
+    def _ways(self) -> tuple[Array, Array]:
+        """From the adventurers to ghost and goblets, `[B, 1 + K, 2]`, and how far it is, `[B, 1 + K]`."""
+        ways = self._way(self._position[:, None], self._others)
+        return ways, np.sqrt(ways[..., 0] ** 2 + ways[..., 1] ** 2)
+
+    def _observe(self, ways_and_distances: tuple[Array, Array]) -> None:
+        ways, distances = ways_and_distances
         size, observation = self.torus_size, self._observation
-        angles = np.concatenate([self._position, self._ghost], axis=1) * (2.0 * np.pi / size)
-        sine, cosine = np.sin(angles), np.cos(angles)
-        observation[:, 0:2], observation[:, 2:4] = sine[:, :2], cosine[:, :2]
-        observation[:, 4:6], observation[:, 6:8] = sine[:, 2:], cosine[:, 2:]
-        observation[:, 8:10] = self._way(self._position, self._ghost) / size
-        ways = self._way(self._position[:, None], self._goblets)
-        rows, nearest = np.arange(self.num_envs), _norm(ways).argmin(1)
-        observation[:, 10:12] = ways[rows, nearest] / size
-        observation[:, 12] = self._types[rows, nearest]
-        observation[:, 13] = self._types.mean(1)
+        nearest = distances[:, 1:].argmin(1)
+        angles = 2.0 * np.pi / size * self._position
+        np.sin(angles, out=observation[:, 0:2])
+        np.cos(angles, out=observation[:, 2:4])
+        angles = 2.0 * np.pi / size * self._others[:, 0]
+        np.sin(angles, out=observation[:, 4:6])
+        np.cos(angles, out=observation[:, 6:8])
+        observation[:, 8:10] = ways[:, 0] / size
+        observation[:, 10:12] = ways[self._rows, 1 + nearest] / size
+        observation[:, 12] = self._types[self._rows, nearest]
+        observation[:, 13] = self._types.sum(1) / self.num_goblets
         observation[:, 14:] = self._events
 
     def _way(self, start: Array, end: Array) -> Array:
@@ -286,11 +308,7 @@ class TorusGobletGhost(VectorEnv[Any, Any, Any]):
         return np.array([generator.random() for generator in self._generators])
 
 
-_STATE = {"_generators", "_position", "_ghost", "_goblets", "_types", "_events", "_elapsed", "_observation"}
-
-
-def _norm(vector: Array) -> Array:
-    return cast(Array, np.sqrt(np.square(vector).sum(-1)))
+_STATE = {"_generators", "_position", "_others", "_types", "_events", "_elapsed", "_observation"}
 
 
 def _check(env: TorusGobletGhost) -> None:

@@ -79,9 +79,10 @@ class ActorFeatures(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations `[..., O]` to features `[..., D_a]` of norm at most `actor_feature_norm`."""
-        feature: Tensor = (observation @ self.weight + self.bias).tanh_()
+        feature = torch.addmm(self.bias, observation.reshape(-1, observation.shape[-1]), self.weight).tanh_()
         norm = torch.linalg.vector_norm(feature, dim=-1, keepdim=True)
-        return feature * torch.where(norm > self.norm, self.norm / (norm + 1e-12), 1.0)
+        feature *= (self.norm / (norm + 1e-12)).clamp_(max=1.0)
+        return feature.view(*observation.shape[:-1], -1)
 
 
 class CriticFeatures(nn.Module):
