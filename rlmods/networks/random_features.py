@@ -6,6 +6,7 @@ features on every machine.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Literal, TypedDict, cast
 
 import numpy as np
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 EVENTS = slice(14, 17)  # caught, picked a good goblet, picked a bad one: where they are in an observation
 NUM_EVENT_FEATURES = 4  # these three and ‖a‖²
-# Rows of features that are made at once: 64 rows of 2,048 float32 stay in a cache of half a megabyte.
-_CHUNK_ELEMENTS = 64 * 2048
+# What a thread makes at once: 64 rows of 2,048 float32 stay in a cache of half a megabyte.
+_BLOCK_ELEMENTS = 64 * 2048
 
 Precision = Literal["float32", "float64"]
 
@@ -93,7 +94,6 @@ class CriticFeatures(nn.Module):
     """
 
     input_weight: Tensor
-    phase: Tensor
 
     def __init__(self, settings: FeatureSettings) -> None:
         super().__init__()
@@ -105,16 +105,14 @@ class CriticFeatures(nn.Module):
         generator = _stream(settings, 1)
         shape = (num_cosines, self.observation_size + settings["action_size"] + 1)
         weight = settings["feature_sigma"] * generator.standard_normal(shape)
-        phase = generator.uniform(0.0, 2.0 * math.pi, num_cosines) + weight[:, -1]
-        self.register_buffer("input_weight", _tensor(weight[:, :-1].T, settings), persistent=False)
-        self.register_buffer("phase", _tensor(phase, settings), persistent=False)
+        weight[:, -1] += generator.uniform(0.0, 2.0 * math.pi, num_cosines)
+        self.register_buffer("input_weight", _tensor(weight.T, settings), persistent=False)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Features `[M, D]` of observations `[M, O]` with executed actions `[M, A]`."""
         feature = observation.new_empty(observation.shape[0], self.size)
-        inputs = torch.cat([observation, action], dim=-1)
-        for rows in self._blocks(observation.shape[0]):
-            torch.mul(self._cosines(inputs[rows]), self.amplitude, out=feature[rows, :-NUM_EVENT_FEATURES])
+        for rows, cosines in self._cosines(observation, action):
+            torch.mul(cosines, self.amplitude, out=feature[rows, :-NUM_EVENT_FEATURES])
         feature[:, -NUM_EVENT_FEATURES:] = _event_features(observation, action.square().sum(-1))
         return feature
 
@@ -139,9 +137,8 @@ class CriticFeatures(nn.Module):
         """weight·φ(s, a), `[M]`, for a weight `[D]`, without ever holding all features."""
         cosine_weight = self.amplitude * weight[:-NUM_EVENT_FEATURES]
         value = observation.new_empty(observation.shape[0])
-        inputs = torch.cat([observation, action], dim=-1)
-        for rows in self._blocks(observation.shape[0]):
-            torch.mv(self._cosines(inputs[rows]), cosine_weight, out=value[rows])
+        for rows, cosines in self._cosines(observation, action):
+            torch.mv(cosines, cosine_weight, out=value[rows])
         events = _event_features(observation, action.square().sum(-1))
         return value + events @ weight[-NUM_EVENT_FEATURES:]
 
@@ -158,14 +155,18 @@ class CriticFeatures(nn.Module):
         return self.value(attenuated, observation, mean) + mean.shape[-1] * std**2 * weight[-1]
 
     def _attenuation(self, std: float) -> Tensor:
-        return torch.exp(-0.5 * std**2 * self.input_weight[self.observation_size :].square().sum(0))
+        action_weight = self.input_weight[self.observation_size : -1]
+        return torch.exp(-0.5 * std**2 * action_weight.square().sum(0))
 
-    def _blocks(self, num_rows: int) -> list[slice]:
-        rows = max(1, _CHUNK_ELEMENTS // self.size)
-        return [slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
-
-    def _cosines(self, inputs: Tensor) -> Tensor:
-        return torch.addmm(self.phase, inputs, self.input_weight).cos_()
+    def _cosines(self, observation: Tensor, action: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """cos(W [o; a; 1] + b) for a block of rows at a time, always in the same memory."""
+        num_rows = observation.shape[0]
+        inputs = torch.cat([observation, action, observation.new_ones(num_rows, 1)], dim=-1)
+        size = min(num_rows, max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // self.size))
+        memory = observation.new_empty(size, self.input_weight.shape[1])
+        for start in range(0, num_rows, size):
+            rows = slice(start, min(start + size, num_rows))
+            yield rows, torch.mm(inputs[rows], self.input_weight, out=memory[: rows.stop - start]).cos_()
 
 
 def teacher_weight(settings: FeatureSettings) -> Tensor:
