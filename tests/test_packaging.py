@@ -43,6 +43,7 @@ def test_the_wheel_has_callbacks_configurations_and_the_marker_for_types(install
     for folder, files in expected.items():
         wanted = [f"rlmods/{folder}/{name}" for name in files if not name.endswith(".pyc")]
         assert [name for name in wanted if name not in content] == []
+    assert "rlmods/reports/report.html.jinja" in content
     assert {"rlmods/py.typed", "rlmods/callbacks/__init__.py", "rlmods/configs/dqn_cartpole.yaml"} <= content
     top_level = {name.partition("/")[0] for name in content}
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"rlmods"}

@@ -23,7 +23,7 @@ Deviations:
 """
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from rlmods.algorithms.base import Algorithm
+from rlmods.algorithms.linear_td_settings import Method, ScaleMode, check_ranges
 from rlmods.algorithms.reference_stream import ReferenceStream
 from rlmods.functional.gaussian_policy import executed_action, importance_ratio
 from rlmods.functional.linear_dynamics import td_matrix
@@ -46,12 +47,9 @@ from rlmods.functional.off_policy import (
     vtrace_advantage,
 )
 from rlmods.functional.off_policy_metrics import ratio_metrics, td_error_metrics
-from rlmods.networks.linear_actor import LinearActors
+from rlmods.networks.linear_actor import LinearActor, LinearActors, one_tensor
 from rlmods.networks.random_features import CriticFeatures, FeatureSettings, teacher_weight
 from rlmods.types import EnvSpec, EpisodeBatch, LinearTransitions, Observation, Policy, Rollout
-
-Method = Literal["td0", "gtd2", "tdc", "etd"]
-ScaleMode = Literal["BT", "sqrtB_T"]
 
 _CALIBRATION_ROLLOUTS = 10
 
@@ -153,7 +151,7 @@ class LinearTD(Algorithm):
         self.action_mode, self.v_max = settings["action_mode"], settings["v_max"]
         exact = self.action_mode == "raw"
         self.num_bootstrap_samples = num_bootstrap_samples if num_bootstrap_samples is not None or exact else 4
-        _check_ranges(self)
+        check_ranges(self.hparams)
         features: FeatureSettings = settings["features"]
         self.critic_features = CriticFeatures(features)
         self.register_buffer("teacher_weight", teacher_weight(features), persistent=False)
@@ -189,15 +187,15 @@ class LinearTD(Algorithm):
     def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
         """Actions `[N, A]` of μ, before the environment clips or squashes them; evaluation draws from π instead."""
         noise = None if deterministic or self.stream is None else self.stream.next_action_noise()
-        return self.actors.draw(_as_tensor(observation), of_target=deterministic, noise=noise)
+        return self.actors.draw(one_tensor(observation), of_target=deterministic, noise=noise)
 
     def behaviour_policy(self) -> Policy:
         """μ, from torch's generator."""
-        return _Actor(self.actors, of_target=False)
+        return LinearActor(self.actors, of_target=False)
 
     def target_policy(self) -> Policy:
         """π, from torch's generator."""
-        return _Actor(self.actors, of_target=True)
+        return LinearActor(self.actors, of_target=True)
 
     def policy_means(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Means of μ and of π, `[..., A]`."""
@@ -230,8 +228,8 @@ class LinearTD(Algorithm):
     @torch.no_grad()
     def samples(self, rollout: Rollout) -> Samples:
         """Ratios, TD errors and scores of a rollout."""
-        observation = _as_tensor(rollout.observation).flatten(0, 1)
-        next_observation = _as_tensor(rollout.next_observation).flatten(0, 1)
+        observation = one_tensor(rollout.observation).flatten(0, 1)
+        next_observation = one_tensor(rollout.next_observation).flatten(0, 1)
         drawn = rollout.action.flatten(0, 1)
         executed = executed_action(drawn, self.action_mode, self.v_max)
         clips = self.action_mode in ("ball_clip", "box_clip")
@@ -286,7 +284,10 @@ class LinearTD(Algorithm):
             weight_sum = coefficients.feature @ samples.feature
             advantage = coefficients.feature
             if self.auxiliary_weight is not None:
-                weight_sum = weight_sum + coefficients.bootstrap_feature @ self._bootstrap_feature(rollout)
+                next_observation = one_tensor(rollout.next_observation).flatten(0, 1)
+                weight_sum = weight_sum + coefficients.bootstrap_feature @ self._bootstrap_feature(
+                    next_observation, self.num_bootstrap_samples, rollout.reward.shape
+                )
                 advantage = samples.ratio * samples.td_error
             theta_sum = samples.actor_feature.T @ (advantage.unsqueeze(1) * samples.score)
             scale = self.scale(rollout.reward.shape)
@@ -307,27 +308,23 @@ class LinearTD(Algorithm):
             gradient_td = gtd2_coefficients if self.method == "gtd2" else tdc_coefficients
             return gradient_td(samples.ratio, samples.td_error, auxiliary_value, discount)
         shape = rollout.reward.shape
-        td_error, ratio = samples.td_error.view(shape), samples.ratio.view(shape)
+        ended = rollout.terminated | rollout.truncated
         if self.vtrace_lambda is not None:
             bound = math.inf if self.ratio_clip is None else self.ratio_clip
-            advantage = vtrace_advantage(
-                td_error, samples.density_ratio.view(shape), discount, bound, min(1.0, bound), self.vtrace_lambda
-            )
+            td_error, ratio = samples.td_error.view(shape), samples.density_ratio.view(shape)
+            advantage = vtrace_advantage(td_error, ratio, discount, bound, min(1.0, bound), self.vtrace_lambda, ended)
             return td_coefficients(torch.ones_like(samples.ratio), advantage.flatten())
         if self.method == "etd":
-            begins = torch.zeros_like(rollout.terminated)
-            begins[1:] = (rollout.terminated | rollout.truncated)[:-1]
-            follow_on = emphasis(ratio, discount, begins)
+            follow_on = emphasis(samples.ratio.view(shape), discount, ended.roll(1, dims=0))
             return emphatic_td_coefficients(samples.ratio, samples.td_error, follow_on.flatten())
         return td_coefficients(samples.ratio, samples.td_error)
 
-    def _bootstrap_feature(self, rollout: Rollout) -> Tensor:
-        observation = _as_tensor(rollout.next_observation).flatten(0, 1)
+    def _bootstrap_feature(self, observation: Tensor, num_samples: int | None, shape: torch.Size | None) -> Tensor:
+        """φ̄, `[M, D]`, of the next observations `[M, O]`."""
         mean = self.actors.means(observation)[1]
-        if self.num_bootstrap_samples is None:
+        if num_samples is None:
             return self.critic_features.expectation(observation, mean, self.target_std)
-        actions = self._bootstrap_actions(mean, self.num_bootstrap_samples, rollout.reward.shape)
-        return self.critic_features.mean(observation, actions)
+        return self.critic_features.mean(observation, self._bootstrap_actions(mean, num_samples, shape))
 
     def scale(self, shape: torch.Size) -> float:
         """c, for a rollout `[T, N]`."""
@@ -414,22 +411,16 @@ class LinearTD(Algorithm):
                 "expected a number of samples: type num_bootstrap_samples=8"
             )
         observation, next_observation, drawn = (
-            _as_tensor(field).transpose(0, 1).flatten(0, 1)
+            one_tensor(field).transpose(0, 1).flatten(0, 1)
             for field in (rollout.observation, rollout.next_observation, rollout.action)
         )
         executed = executed_action(drawn, self.action_mode, self.v_max)
         action = executed if self.action_mode in ("ball_clip", "box_clip") else drawn
         behaviour_mean, target_mean = self.policy_means(observation)
-        next_mean = self.policy_means(next_observation)[1]
-        if num_bootstrap_samples is None:
-            bootstrap_feature = self.critic_features.expectation(next_observation, next_mean, self.target_std)
-        else:
-            actions = self._bootstrap_actions(next_mean, num_bootstrap_samples)
-            bootstrap_feature = self.critic_features.mean(next_observation, actions)
         ratio = importance_ratio(action, behaviour_mean, self.behaviour_std, target_mean, self.target_std)
         return LinearTransitions(
             feature=self.critic_features(observation, executed),
-            bootstrap_feature=bootstrap_feature,
+            bootstrap_feature=self._bootstrap_feature(next_observation, num_bootstrap_samples, None),
             importance_ratio=clipped_ratio(ratio, self.ratio_clip),
             reward=rollout.reward.transpose(0, 1).flatten().to(action),
             discount=float(rollout.discount.amax()),
@@ -443,8 +434,8 @@ class LinearTD(Algorithm):
         A truncated episode is continued by the critic's own value. `q_gap_sem` is the standard error of the mean gap.
         """
         metrics = super().evaluation_metrics(episodes)
-        start = self._state_value(_as_tensor(episodes.start_observation)).double()
-        final = self._state_value(_as_tensor(episodes.final_observation)).double()
+        start = self._state_value(one_tensor(episodes.start_observation)).double()
+        final = self._state_value(one_tensor(episodes.final_observation)).double()
         gap = start - (episodes.discounted_returns.to(start) + episodes.final_discount * final)
         metrics["q_start"] = start.mean()
         metrics["q_gap"] = gap.mean()
@@ -493,51 +484,3 @@ class LinearTD(Algorithm):
         if self.auxiliary_weight is not None:
             groups.append({"params": [self.auxiliary_weight], "name": "auxiliary", "lr": self.auxiliary_learning_rate})
         return SGD(groups, lr=self.learning_rate)
-
-
-class _Actor:
-    """One of the two policies, alone."""
-
-    def __init__(self, actors: LinearActors, *, of_target: bool) -> None:
-        self.actors = actors
-        self.of_target = of_target
-
-    def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
-        return self.actors.draw(_as_tensor(observation), of_target=self.of_target)
-
-
-def _as_tensor(observation: Observation) -> Tensor:
-    if not isinstance(observation, Tensor):
-        raise TypeError(f"got observations with the keys {sorted(observation)}, expected one tensor")
-    return observation
-
-
-def _check_ranges(algorithm: LinearTD) -> None:
-    """Refuse hyper-parameters outside their range."""
-    hyper = algorithm.hparams
-    positive = ("auxiliary_learning_rate", "behaviour_std", "target_std")
-    positive_or_null = ("ratio_clip", "dimensionless_step", "max_grad_norm")
-    at_least_zero = (
-        "learning_rate", "actor_learning_rate", "theta_radius", "theta_init_scale", "w_init_scale",
-        "behaviour_offset_scale",
-    )  # fmt: skip
-    vtrace_lambda = hyper["vtrace_lambda"]
-    ranges = {
-        **{name: (hyper[name] > 0.0, "above 0") for name in positive},
-        **{name: (hyper[name] is None or hyper[name] > 0.0, "above 0, or null") for name in positive_or_null},
-        **{name: (hyper[name] >= 0.0, "of at least 0") for name in at_least_zero},
-        "beta": (0.0 <= hyper["beta"] <= 1.0, "in [0, 1]"),
-        "num_bootstrap_samples": ((hyper["num_bootstrap_samples"] or 0) >= 0, "of at least 0, or null"),
-        "vtrace_lambda": (
-            vtrace_lambda is None or (0.0 <= vtrace_lambda <= 1.0 and hyper["method"] == "td0"),
-            "in [0, 1] with the method td0, or null",
-        ),
-        "method": (hyper["method"] in get_args(Method), f"among {', '.join(get_args(Method))}"),
-        "scale_mode": (hyper["scale_mode"] in get_args(ScaleMode), f"among {', '.join(get_args(ScaleMode))}"),
-        "random_stream": (hyper["random_stream"] in ("torch", "numpy"), "torch or numpy"),
-    }
-    for name, (is_inside, expected) in ranges.items():
-        if not is_inside:
-            raise ValueError(
-                f"got {name} = {hyper[name]}, expected a value {expected}: type --model.init_args.{name} VALUE"
-            )

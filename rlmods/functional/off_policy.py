@@ -119,7 +119,13 @@ def emphasis(ratio: Tensor, discount: float, restart: Tensor | None = None) -> T
 
 
 def vtrace_advantage(
-    td_error: Tensor, ratio: Tensor, discount: float, rho_bar: float, c_bar: float, trace_lambda: float
+    td_error: Tensor,
+    ratio: Tensor,
+    discount: float,
+    rho_bar: float,
+    c_bar: float,
+    trace_lambda: float,
+    ended: Tensor | None = None,
 ) -> Tensor:
     """A_t = min(ρ̄, ρ_t) δ_t + γ λ min(c̄, ρ_t) A_{t+1}, 0 after the window (Espeholt et al. 2018, equation 1, remark 2).
 
@@ -134,6 +140,7 @@ def vtrace_advantage(
         rho_bar: ρ̄, sets the fixed point: that of π where it is infinite, nearer to μ where it clips.
         c_bar: c̄ ≤ ρ̄, sets the speed only.
         trace_lambda: λ in [0, 1].
+        ended: `[T, B]` bool, True where step t is the last of its trajectory; None where only the window's last one is.
 
     Returns:
         `[T, B]`.
@@ -145,6 +152,8 @@ def vtrace_advantage(
         raise ValueError(f"got td_error {tuple(td_error.shape)}, ratio {tuple(ratio.shape)}; expected the same [T, B]")
     advantage = ratio.clamp(max=rho_bar) * td_error
     trace = discount * trace_lambda * ratio.clamp(max=c_bar)
+    if ended is not None:
+        trace = trace * ~ended
     for t in range(advantage.shape[0] - 2, -1, -1):
         advantage[t].addcmul_(trace[t], advantage[t + 1])
     return advantage

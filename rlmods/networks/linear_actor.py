@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rlmods.functional.off_policy import project_to_ball
 from rlmods.networks.random_features import ActorFeatures, FeatureSettings
+from rlmods.types import Observation
 
 
 class LinearActors(nn.Module):
@@ -62,3 +63,26 @@ class LinearActors(nn.Module):
         self.behaviour_theta.copy_((1.0 - beta) * self.behaviour_theta + beta * self.theta)
         for theta in (self.theta, self.behaviour_theta):
             theta.copy_(project_to_ball(theta, radius))
+
+
+class LinearActor:
+    """One of the two policies by itself, from torch's generator."""
+
+    def __init__(self, actors: LinearActors, *, of_target: bool) -> None:
+        self.actors = actors
+        self.of_target = of_target
+
+    def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
+        """Actions `[N, A]` for observations `[N, O]`."""
+        return self.actors.draw(one_tensor(observation), of_target=self.of_target)
+
+
+def one_tensor(observation: Observation) -> Tensor:
+    """The observation, which must not be a dict.
+
+    Raises:
+        TypeError: where it is.
+    """
+    if not isinstance(observation, Tensor):
+        raise TypeError(f"got observations with the keys {sorted(observation)}, expected one tensor")
+    return observation

@@ -53,7 +53,9 @@ def test_golden_features_are_those_of_the_published_run() -> None:
     # The last column of W belongs to the constant 1 and is a part of the phase.
     generator = np.random.default_rng(np.random.SeedSequence(0).spawn(3)[1])
     constant = generator.standard_normal((2044, 21))[:2, 20]
-    assert (critic.input_weight[-1, :2].numpy() - constant).tolist() == pytest.approx([1.3906256320009902, 3.630755032869485])
+    assert (critic.input_weight[-1, :2].numpy() - constant).tolist() == pytest.approx(
+        [1.3906256320009902, 3.630755032869485]
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"feature_dim": 5}, {"feature_sigma": 3.0}])
