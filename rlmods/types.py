@@ -239,6 +239,8 @@ class SeedsRollouts(Protocol):
 class RolloutSource(Protocol):
     """What a probe asks of a data module: experience that the training never sees."""
 
+    n_steps: int  # of each environment in a rollout of the training
+
     def probe_rollout(self, policies: Sequence[Policy], *, num_envs: int, num_steps: int, seed: int) -> list[Rollout]:
         """T steps in N fresh environments for each policy, without touching the training's environments.
 

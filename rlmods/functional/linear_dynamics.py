@@ -231,15 +231,17 @@ def power_iteration_proxy(
         raise ValueError(f'got the reduction {reduction!r}; expected "sum" or "mean"')
     product = _update_product(feature, bootstrap_feature, ratio, discount)
     scale = step_scale if reduction == "mean" else step_scale * feature.shape[0] * math.sqrt(feature.shape[1])
-    vector = initial_vector.double() / initial_vector.double().norm()
-    norm = 1.0
-    for _ in range(iterations):
-        vector = vector + scale * product(vector)
-        norm = float(vector.norm())
-        if norm <= 1e-12:
-            return 0.0
-        vector = vector / norm
-    return norm
+    accuracy = 1e-12 if feature.dtype == torch.float64 else 1e-8
+    # The normalisations cancel, and the vectors (I + s A/√N)ᵏ v lie in a Krylov space of few dimensions.
+    for _, hessenberg in _arnoldi(product, initial_vector.double(), iterations + 1):
+        size = hessenberg.shape[1]
+        if size % 4 == 0 or size == iterations + 1 or not hessenberg[-1, -1]:
+            vectors, _ = _small_steps(hessenberg, 1.0, scale, iterations + 1, accuracy, tolerance=0.0)
+            if vectors.shape[1] == iterations + 1 or not vectors[:, -1].any():
+                break
+    norms = vectors.norm(dim=0)
+    growth = norms[1:] / norms[:-1].clamp(min=1e-300)
+    return 0.0 if bool((growth <= 1e-12).any()) else float(growth[-1])
 
 
 def leading_eigenvalues(

@@ -118,10 +118,24 @@ class CriticFeatures(nn.Module):
 
     def mean(self, observation: Tensor, actions: Tensor) -> Tensor:
         """The mean feature `[M, D]` over S executed actions `[M, S, A]` in each observation `[M, O]`."""
-        feature = observation.new_zeros(observation.shape[0], self.size)
-        for sample in range(actions.shape[1]):
-            feature += self(observation, actions[:, sample])
-        return feature.div_(actions.shape[1])
+        num_rows, num_samples = actions.shape[:2]
+        feature = observation.new_empty(num_rows, self.size)
+        # The state's part of the argument is made once, and S cosines are added up in the cache.
+        of_state = torch.cat((self.input_weight[: self.observation_size], self.input_weight[-1:]))
+        of_action = self.input_weight[self.observation_size : -1]
+        inputs = torch.cat((observation, observation.new_ones(num_rows, 1)), 1)
+        size = self._block_size(num_rows)
+        memory = observation.new_empty(3, size, of_state.shape[1])
+        for start in range(0, num_rows, size):
+            rows = slice(start, min(start + size, num_rows))
+            phase, cosines, total = memory[:, : rows.stop - start].unbind()
+            torch.mm(inputs[rows], of_state, out=phase)
+            total.zero_()
+            for sample in range(num_samples):
+                total += torch.addmm(phase, actions[rows, sample], of_action, out=cosines).cos_()
+            torch.mul(total, self.amplitude / num_samples, out=feature[rows, :-NUM_EVENT_FEATURES])
+        feature[:, -NUM_EVENT_FEATURES:] = _event_features(observation, actions.square().sum(-1).mean(1))
+        return feature
 
     def expectation(self, observation: Tensor, mean: Tensor, std: float) -> Tensor:
         """E[φ(s, a)], `[M, D]`, for a ~ N(mean, std² I), means `[M, A]`, executed as they are.
@@ -158,11 +172,14 @@ class CriticFeatures(nn.Module):
         action_weight = self.input_weight[self.observation_size : -1]
         return torch.exp(-0.5 * std**2 * action_weight.square().sum(0))
 
+    def _block_size(self, num_rows: int) -> int:
+        return min(num_rows, max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // self.size))
+
     def _cosines(self, observation: Tensor, action: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """cos(W [o; a; 1] + b) for a block of rows at a time, always in the same memory."""
         num_rows = observation.shape[0]
         inputs = torch.cat([observation, action, observation.new_ones(num_rows, 1)], dim=-1)
-        size = min(num_rows, max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // self.size))
+        size = self._block_size(num_rows)
         memory = observation.new_empty(size, self.input_weight.shape[1])
         for start in range(0, num_rows, size):
             rows = slice(start, min(start + size, num_rows))

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from guarding import ACT, fit_small, transitions
+from guarding import ACT, WARN, fit_small, transitions
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor
@@ -20,6 +20,7 @@ from rlmods.callbacks.repeated_stream import (
     repeated_stretches,
 )
 from rlmods.callbacks.repeated_stream_guard import RepeatedStreamGuard
+from rlmods.types import Rollout
 
 
 def noise(rows: int, seed: int = 0) -> list[float]:
@@ -188,7 +189,14 @@ class Stream(Dataset[Tensor]):
         return torch.randn(4, 32, generator=self.generator)
 
 
-def fit(folder: Path, data: Any, *callbacks: Callback, ckpt_path: Path | None = None, **options: Any) -> Trainer:
+def fit(
+    folder: Path,
+    data: Any,
+    *callbacks: Callback,
+    model: LightningModule | None = None,
+    ckpt_path: Path | None = None,
+    **options: Any,
+) -> Trainer:
     trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -198,7 +206,7 @@ def fit(folder: Path, data: Any, *callbacks: Callback, ckpt_path: Path | None = 
         callbacks=[*callbacks, ModelCheckpoint(folder, "{step}", every_n_train_steps=8)],
         **({"max_epochs": 1} | options),
     )
-    trainer.fit(BoringModel(), DataLoader(data, batch_size=None), ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(model or BoringModel(), DataLoader(data, batch_size=None), ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
@@ -311,3 +319,44 @@ def test_a_batch_without_tensors_is_refused(tmp_path: Path) -> None:
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RepeatedStreamGuard(**arguments)
+
+
+# First observations of rollouts
+
+
+def rollout(start: Tensor) -> Rollout:
+    """Two steps of N environments that begin in `start` `[N, 8]`; what comes then is new each time."""
+    shape = (2, len(start))
+    later = torch.randn_like(start)
+    no = torch.zeros(shape, dtype=torch.bool)
+    observation, reward = torch.stack([start, later]), torch.randn(shape)
+    return Rollout(observation, torch.randn(*shape, 2), reward, reward, observation, no, no, ~no, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        (lambda: torch.arange(24.0).reshape(3, 8), [("repeated_start", WARN)]),
+        (lambda: torch.randn(3, 8), []),
+        (lambda: torch.arange(24.0)[:8].expand(3, 8), []),  # all begin alike
+        (lambda: torch.arange(24.0).reshape(1, 24), []),  # a single environment, one task
+    ],
+)
+def test_rollouts_that_begin_alike_are_told(tmp_path: Path, starts: Any, expected: Any) -> None:
+    torch.manual_seed(0)
+    guard = RepeatedStreamGuard(every_n_iterations=4)
+    fit(tmp_path, [rollout(starts()) for _ in range(12)], guard, model=Manual())
+    assert guard.raised == expected
+
+
+def test_starts_are_counted_over_a_resume() -> None:
+    """Two and one make three in a row."""
+    trainer, start = Trainer(logger=False), torch.arange(24.0).reshape(3, 8)
+    first, second = RepeatedStreamGuard(), RepeatedStreamGuard()
+    for batch_idx in range(3):
+        first.on_train_batch_start(trainer, Manual(), rollout(start), batch_idx)
+    second.load_state_dict(first.state_dict())
+    second.on_train_batch_start(trainer, Manual(), rollout(start), 3)
+    prints = second.state_dict()["start_prints"]
+    assert len(prints) == 4
+    assert second.starts.update(prints)[0].evidence == {"first_iteration": 1, "lag": 1, "length": 3}
