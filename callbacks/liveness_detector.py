@@ -104,7 +104,9 @@ class LivenessDetector:
             rate = window.learning_rate[group]
             peak = max(self.peak_learning_rate.get(group, 0.0), rate)
             self.peak_learning_rate[group] = peak
-            is_scheduled = rate < 0.01 * peak  # the end of a schedule is no defect, and has a cause of its own
+            # The end of a schedule is no defect, and has a cause of its own; a rate of 0 beside others fixes a group.
+            is_fixed = peak == 0.0 and any(window.learning_rate.values())
+            is_scheduled = rate < 0.01 * peak or is_fixed
             evidence = {"group": group, "update_ratio": ratio, "learning_rate_used": rate, "learning_rate_peak": peak}
             if self._confirmed(f"inert/{group}", ratio < self.inert_below and has_gradient and not is_scheduled, 2):
                 message = (

@@ -194,8 +194,8 @@ def repeated_start(first: int, lag: int, length: int) -> Verdict:
     message = (
         f"the rollouts of {length} iterations from {first} on begin, bit for bit, in the states of {lag} iterations "
         "before, each environment in its own: the environments' generators were restarted, and what differs since is "
-        "the policy alone. Save the state of every generator with the checkpoint, restore it at a resume instead of "
-        "seeding it, and reset environments without a seed, or with a new one"
+        "the policy alone; or the observations never change. Save the state of every generator with the checkpoint, "
+        "restore it at a resume instead of seeding it, and reset environments without a seed, or with a new one"
     )
     evidence = {"first_iteration": first, "lag": lag, "length": length}
     return Verdict("repeated_start", Severity.WARN, message, evidence)

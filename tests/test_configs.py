@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -34,7 +35,7 @@ def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_config("dqn_cart")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "safeguards/off_policy"])
 def test_a_preset_is_added_to_any_run(preset: str, tmp_path: Path) -> None:
     """Twice the same would be two callbacks of one name; the run's own callbacks stay."""
     small = ["total_env_steps", 1_500, "eval_episodes", 2, "updates_per_iteration", 4]
@@ -50,20 +51,38 @@ def test_a_preset_is_added_to_any_run(preset: str, tmp_path: Path) -> None:
     assert any(key.startswith("Rollback") for key in checkpoint["callbacks"]) == (mode == "safe")
 
 
+def test_the_preset_of_ratios_is_added_to_a_run_that_has_them(tmp_path: Path) -> None:
+    small = ["total_env_steps", 600, "num_envs", 2, "eval_every", 600, "eval_episodes", 2]
+    options = [f"--data.init_args.{key}={value}" for key, value in zip(small[::2], small[1::2], strict=True)]
+    command = ["fit", "--config", "linear_td", "--config", "safeguards/off_policy"]
+    run([*command, "--trainer.default_root_dir", str(tmp_path), *options])
+    checkpoint = newest_checkpoint(newest_run(tmp_path))
+    entries = yaml.safe_load(find_config("safeguards/off_policy").read_text())["trainer"]["callbacks+"]
+    assert checkpoint["health"] == {name: {} for name in checkpoint["health"]}
+    assert len(checkpoint["health"]) == len(entries)
+
+
+def small_run(config: dict[str, Any]) -> tuple[int, dict[str, int]]:
+    """The iterations after which something has been learned, and the settings that end the run there."""
+    if config["data"]["class_path"].endswith("ReplayDataModule"):
+        steps = config["data"]["init_args"]["steps_per_iteration"]
+        small = {"total_env_steps": 2 * steps, "learning_starts": steps, "buffer_size": 1000}
+        return 2, {**small, "eval_episodes": 1, "updates_per_iteration": 2}
+    # On the first ten rollouts a dimensionless step is measured.
+    num_iterations = 2 if config["model"]["init_args"]["dimensionless_step"] is None else 12
+    return num_iterations, {"num_envs": 2, "n_steps": 5, "total_env_steps": 10 * num_iterations, "eval_episodes": 1}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_builds_trains_two_iterations_and_parses_again(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_builds_trains_and_parses_again(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", name, "--trainer.default_root_dir", str(tmp_path)]
     with pytest.raises(SystemExit, match="0"):
         run(["fit", *options, "--print_config"])
     printed = capsys.readouterr().out
-    steps = yaml.safe_load(printed)["data"]["init_args"]["steps_per_iteration"]
-    two = ["total_env_steps", 2 * steps, "learning_starts", steps, "eval_episodes", 1, "buffer_size", 1000]
-    more = [f"--data.init_args.{key}={value}" for key, value in zip(two[::2], two[1::2], strict=True)]
-    run(["fit", *options, *more, "--data.init_args.updates_per_iteration=2"])
+    num_iterations, small = small_run(yaml.safe_load(printed))
+    run(["fit", *options, *(f"--data.init_args.{key}={value}" for key, value in small.items())])
     checkpoint = newest_checkpoint(newest_run(tmp_path))
-    assert checkpoint["global_step"] == 2
+    assert checkpoint["global_step"] == num_iterations
     assert checkpoint["algorithm"]["update_steps"] > 0
     capsys.readouterr()
     with pytest.raises(SystemExit, match="0"):

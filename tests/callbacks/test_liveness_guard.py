@@ -130,6 +130,15 @@ def test_where_nobody_knows_the_budget_no_schedule_ends_too_early() -> None:
     assert silent(HEALTHY, *[over] * 5)
 
 
+def test_a_group_whose_rate_is_always_zero_is_fixed_on_purpose_beside_others() -> None:
+    fixed = HEALTHY._replace(
+        learning_rate={**HEALTHY.learning_rate, "actor": 0.0}, update_ratio={**HEALTHY.update_ratio, "actor": 0.0}
+    )
+    assert silent(*[fixed] * 5)
+    alone = HEALTHY._replace(learning_rate={"actor": 0.0}, update_ratio={"actor": 0.0})
+    assert said_of(*[alone] * 3)[-1] == ["inert_update"]
+
+
 def test_a_phase_without_rewards_is_silent() -> None:
     """Zero-initialised: no loss, no gradient, nothing moves, and the target network equals the online one."""
     zero = HEALTHY._replace(
