@@ -131,12 +131,11 @@ def test_where_nobody_knows_the_budget_no_schedule_ends_too_early() -> None:
 
 
 def test_a_group_whose_rate_is_always_zero_is_fixed_on_purpose_beside_others() -> None:
-    fixed = HEALTHY._replace(
-        learning_rate={**HEALTHY.learning_rate, "actor": 0.0}, update_ratio={**HEALTHY.update_ratio, "actor": 0.0}
-    )
-    assert silent(*[fixed] * 5)
-    alone = HEALTHY._replace(learning_rate={"actor": 0.0}, update_ratio={"actor": 0.0})
-    assert said_of(*[alone] * 3)[-1] == ["inert_update"]
+    still = {"update_ratio": 0.0, "learning_rate": 0.0, "weight_norm": 1.0}
+    beside = {name: {**getattr(HEALTHY, name), "actor": value} for name, value in still.items()}
+    assert silent(*[HEALTHY._replace(**beside)] * 5)
+    alone = {name: {"actor": value} for name, value in still.items()}
+    assert said_of(*[HEALTHY._replace(**alone)] * 3)[-1] == ["inert_update"]
 
 
 def test_a_phase_without_rewards_is_silent() -> None:
