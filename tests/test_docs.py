@@ -78,7 +78,7 @@ def test_the_commands_of_the_documentation_parse(
     assert len(given) > 8
     for line, arguments in given.items():
         assert line.startswith("python -m rlmods ")
-        if arguments[0] in ("configs", "replay", "report") or "--help" in arguments:
+        if arguments[0] in ("configs", "replay", "report", "sanity") or "--help" in arguments:
             continue
         with pytest.raises(SystemExit) as end:
             run([*arguments, *([] if "--print_config" in arguments else ["--print_config"])])
