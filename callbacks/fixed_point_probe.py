@@ -8,7 +8,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from rlmods.callbacks.probe import Chains, Plateau, Probe, linear_module, require_memory, rollout_source
+from rlmods.callbacks.probe import (
+    Chains,
+    Plateau,
+    Probe,
+    check_bootstrap_samples,
+    linear_module,
+    require_memory,
+    rollout_source,
+)
 from rlmods.functional.linear_dynamics import iterate_fixed_point, solve_fixed_point
 from rlmods.types import LinearTransitions, OffPolicyLinear
 
@@ -99,7 +107,9 @@ class FixedPointProbe(Probe):
         if stage != "fit":
             return
         rollout_source(self, trainer)
-        weight = linear_module(self, pl_module).critic_weight
+        module = linear_module(self, pl_module)
+        check_bootstrap_samples(self, module, self.num_bootstrap_samples)
+        weight = module.critic_weight
         # φ, φ̄, their difference, φ weighted and one of them in the making; five D × D matrices of the solver.
         needed = 5 * weight.numel() * (self.batch_size * weight.element_size() + 8 * weight.numel())
         require_memory(self, trainer, needed, "batch_size", self.batch_size)

@@ -122,8 +122,10 @@ class Probe(Callback):
         if self._folder is not None and self._table is None:
             # A resume goes on here: whatever the file says of this iteration and later ones never happened.
             self._table = IterationTable(self._folder / "probes" / f"{self.name}_probe.csv", batch_idx)
+        if outputs is None or (isinstance(outputs, Mapping) and not outputs):
+            return  # a warm-up: nothing was learned, and what the module would learn with may not be known yet
         is_due = (batch_idx + 1) % self.every_n_iterations == 0
-        if self.trigger is not None and outputs:
+        if self.trigger is not None:
             self.trigger.record(self._loss(outputs))
             is_due = is_due or self.trigger.fires(batch_idx)
         if is_due:
@@ -291,6 +293,24 @@ def rollout_source(probe: Probe, trainer: Trainer) -> RolloutSource:
     return source
 
 
+def check_bootstrap_samples(probe: Probe, module: OffPolicyLinear, num_bootstrap_samples: int | None) -> None:
+    """Refuse a number of actions that no mean can be taken of.
+
+    Raises:
+        ValueError: for a negative one; for None where the module has no exact expectation.
+    """
+    if num_bootstrap_samples is None and not module.has_exact_bootstrap:
+        raise ValueError(
+            f"{type(probe).__name__} got num_bootstrap_samples = None, but the expectation of the bootstrap feature is "
+            "exact only where the environment executes actions as they are: type num_bootstrap_samples=8"
+        )
+    if num_bootstrap_samples is not None and num_bootstrap_samples < 0:
+        raise ValueError(
+            f"{type(probe).__name__} got num_bootstrap_samples = {num_bootstrap_samples}, expected at least 0, or None "
+            "for the exact expectation"
+        )
+
+
 class Chains(NamedTuple):
     """The trajectories of a probe's batch."""
 
@@ -313,7 +333,7 @@ class Chains(NamedTuple):
 
     @classmethod
     def like_training(cls, num_samples: int, source: RolloutSource) -> "Chains":
-        """As long as the rollouts of the training, so that the states have the same distribution."""
+        """As long as the rollouts of the training: the same states where each of those begins with a reset."""
         num_steps = min(source.n_steps, num_samples)
         return cls(num_samples // num_steps, num_steps)
 

@@ -9,7 +9,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from rlmods.callbacks.probe import Chains, Plateau, Probe, linear_module, require_memory, rollout_source
+from rlmods.callbacks.probe import (
+    Chains,
+    Plateau,
+    Probe,
+    check_bootstrap_samples,
+    linear_module,
+    require_memory,
+    rollout_source,
+)
 from rlmods.functional.linear_dynamics import (
     critical_step,
     leading_eigenvalues,
@@ -27,8 +35,8 @@ class StabilityProbe(Probe):
     """Measures how much one update multiplies an error of the critic by: I + s A/√D, A = E_μ[ρ φ (γφ̄ − φ)ᵀ].
 
     `stability_proxy` (also `_mean`), `stability_proxy_std` over the batches, `power_iters`, `batch_size`,
-    `stability_probe_step_scale`: of the published runs. A few power steps from a random vector, which return about 1
-    whatever the spectrum is; see `operator`.
+    `stability_probe_step_scale`: of the published runs. A few power steps from a random vector: too few to find
+    the spectrum, and mostly with another step than training takes; see `operator`. Above 1 it means nothing.
 
     `spectral_radius`: the largest |1 + s λ| over the eigenvalues λ of A/√D, with the step s = `mean_step` that training
     takes: above 1, some error grows. `critical_step` is the smallest s that reaches 1 and `critical_learning_rate` the
@@ -100,7 +108,9 @@ class StabilityProbe(Probe):
         if stage != "fit":
             return
         rollout_source(self, trainer)
-        weight = linear_module(self, pl_module).critic_weight
+        module = linear_module(self, pl_module)
+        check_bootstrap_samples(self, module, self.num_bootstrap_samples)
+        weight = module.critic_weight
         # φ, φ̄, their difference and one of them in the making; for small sizes the spectrum takes four in float64.
         needed = 4 * self.batch_size * weight.numel() * (weight.element_size() + 8)
         require_memory(self, trainer, needed, "batch_size", self.batch_size)

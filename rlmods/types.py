@@ -257,6 +257,11 @@ class OffPolicyLinear(Protocol):
     target_std: float
 
     @property
+    def has_exact_bootstrap(self) -> bool:
+        """Whether E[φ(s′, a′)] has a closed form."""
+        ...
+
+    @property
     def critic_weight(self) -> Tensor:
         """w, `[D]`."""
         ...

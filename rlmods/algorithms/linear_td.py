@@ -149,8 +149,8 @@ class LinearTD(Algorithm):
         self.max_grad_norm = max_grad_norm
         settings = spec["settings"]
         self.action_mode, self.v_max = settings["action_mode"], settings["v_max"]
-        exact = self.action_mode == "raw"
-        self.num_bootstrap_samples = num_bootstrap_samples if num_bootstrap_samples is not None or exact else 4
+        is_sampled = num_bootstrap_samples is None and not self.has_exact_bootstrap
+        self.num_bootstrap_samples = 4 if is_sampled else num_bootstrap_samples
         check_ranges(self.hparams)
         features: FeatureSettings = settings["features"]
         self.critic_features = CriticFeatures(features)
@@ -302,7 +302,7 @@ class LinearTD(Algorithm):
 
     def _coefficients(self, samples: Samples, rollout: Rollout) -> Coefficients:
         """What multiplies φ and φ̄ in the sums, `[M]` each."""
-        discount = float(rollout.discount.amax())
+        discount = float(rollout.discount.amax())  # one for all: the torus never terminates
         if self.auxiliary_weight is not None:
             auxiliary_value = self.value_scale * (samples.feature @ self.auxiliary_weight)
             gradient_td = gtd2_coefficients if self.method == "gtd2" else tdc_coefficients
@@ -320,7 +320,7 @@ class LinearTD(Algorithm):
         return td_coefficients(samples.ratio, samples.td_error)
 
     def _bootstrap_feature(self, observation: Tensor, num_samples: int | None, shape: torch.Size | None) -> Tensor:
-        """φ̄, `[M, D]`, of the next observations `[M, O]`."""
+        """φ̄, `[M, D]`, of the next observations `[M, O]`; where it is sampled, anew, as an update is linear in it."""
         mean = self.actors.means(observation)[1]
         if num_samples is None:
             return self.critic_features.expectation(observation, mean, self.target_std)
@@ -379,6 +379,11 @@ class LinearTD(Algorithm):
     # What the probes ask
 
     @property
+    def has_exact_bootstrap(self) -> bool:
+        """Whether E[φ(s′, a′)] has a closed form: of cosines of Gaussian actions that are executed as they are."""
+        return bool(self.action_mode == "raw")
+
+    @property
     def critic_weight(self) -> Tensor:
         """w, `[D]`."""
         return self.weight.detach()
@@ -405,7 +410,7 @@ class LinearTD(Algorithm):
         Raises:
             ValueError: where there is no exact expectation.
         """
-        if num_bootstrap_samples is None and self.action_mode != "raw":
+        if num_bootstrap_samples is None and not self.has_exact_bootstrap:
             raise ValueError(
                 f"got num_bootstrap_samples = None in the action mode {self.action_mode}, which has no closed form, "
                 "expected a number of samples: type num_bootstrap_samples=8"

@@ -1,5 +1,6 @@
 """What the hyper-parameters of linear TD must satisfy, said before anything is built."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -34,6 +35,9 @@ def check_ranges(hyper: Mapping[str, Any]) -> None:
         "scale_mode": (hyper["scale_mode"] in get_args(ScaleMode), f"among {', '.join(get_args(ScaleMode))}"),
         "random_stream": (hyper["random_stream"] in ("torch", "numpy"), "torch or numpy"),
     }
+    for name, value in hyper.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"got {name} = {value}, expected a value that is finite: type --model.init_args.{name} VALUE")
     for name, (is_inside, expected) in ranges.items():
         if not is_inside:
             raise ValueError(

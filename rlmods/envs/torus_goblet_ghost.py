@@ -5,7 +5,7 @@ cost by their type. It goes on for ever; with a small probability a step begins 
 random features of state and action: a teacher that a linear critic can find exactly where γ = 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, cast, get_args
 
@@ -137,6 +137,7 @@ class TorusGobletGhost(VectorEnv[Any, Any, Any]):
             "feature_seed": feature_seed,
             "precision": precision,
         }
+        _check_types({**{name: getattr(self, name) for name in _NUMBERS}, **features})
         _check(self)
         check_feature_settings(features)
         self.settings: dict[str, Any] = {
@@ -309,6 +310,27 @@ class TorusGobletGhost(VectorEnv[Any, Any, Any]):
 
 
 _STATE = {"_generators", "_position", "_others", "_types", "_events", "_elapsed", "_observation"}
+
+
+_WHOLE = ("num_goblets", "max_episode_steps", "feature_dim", "actor_feature_dim", "feature_seed")
+_NUMBERS = (
+    "torus_size", "dt", "v_max", "v_ghost", "sigma_env", "sigma_ghost", "eps_catch", "eps_pick", "num_goblets", "p_mix",
+    "p_type_positive", "type_resample_p", "max_episode_steps",
+)  # fmt: skip
+
+
+def _check_types(settings: Mapping[str, Any]) -> None:
+    """The command line passes on what it cannot check: a word in the place of a number."""
+    for name, value in settings.items():
+        if name == "precision" or (name == "max_episode_steps" and value is None):
+            continue
+        kinds = (int,) if name in _WHOLE else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not np.isfinite(value):
+            expected = "a whole number" if name in _WHOLE else "a finite number"
+            raise ValueError(
+                f"got {name} = {value!r}, expected {expected}: type --data.init_args.env_kwargs.{name} VALUE, or write "
+                "env_kwargs into a configuration file, where null means none"
+            )
 
 
 def _check(env: TorusGobletGhost) -> None:

@@ -208,8 +208,8 @@ def power_iteration_proxy(
     """‖v′‖ after some power steps from a unit vector: a growth factor per update, if there were enough of them.
 
     "mean" takes v′ = v + step_scale · A v/√N, the linearised update. "sum" takes v′ = v + step_scale · n A v, which
-    lacks the 1/√N and grows with the size of the batch. Twenty steps from a random vector return about 1 whatever the
-    spectrum: the proxy is here to compare with, `leading_eigenvalues` to know.
+    lacks the 1/√N and grows with the size of the batch. Twenty steps from a random vector do not find the spectrum of
+    a small step: the proxy is here to compare with, `leading_eigenvalues` to know.
 
     Args:
         feature: φ, `[n, N]`.
