@@ -5,7 +5,7 @@ import sys
 from rlmods import __version__
 
 HELP = """\
-usage: python -m rlmods {fit,validate,test,predict,report,replay,configs} ...
+usage: python -m rlmods {fit,validate,test,predict,report,sanity,replay,configs} ...
 
 Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth about the training.
 
@@ -14,6 +14,7 @@ Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth
   test      evaluate it on other seeds, --video DIR for a video
   predict   actions for given observations, or a roll-out written to disk
   report    health, tables and plots of a run folder; of several, a comparison
+  sanity    four short runs of the off-policy laboratory whose answers are known
   replay    repeat the update for which a run left a folder in failures/
   configs   list the configurations that come with the package
 
@@ -23,7 +24,7 @@ Go on with a stopped run: repeat its command with --ckpt_path last
 """
 
 
-COMMANDS = ("fit", "validate", "test", "predict", "report", "replay", "configs")
+COMMANDS = ("fit", "validate", "test", "predict", "report", "sanity", "replay", "configs")
 
 
 def main() -> None:
@@ -41,6 +42,10 @@ def main() -> None:
         from rlmods.reports.command import main as report
 
         raise SystemExit(report(arguments[1:]))
+    elif arguments[0] == "sanity":
+        from rlmods.sanity import main as sanity
+
+        raise SystemExit(sanity(arguments[1:]))
     elif arguments[0] == "replay":
         from rlmods.replay_failure import main as replay
 

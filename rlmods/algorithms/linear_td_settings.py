@@ -37,7 +37,9 @@ def check_ranges(hyper: Mapping[str, Any]) -> None:
     }
     for name, value in hyper.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"got {name} = {value}, expected a value that is finite: type --model.init_args.{name} VALUE")
+            raise ValueError(
+                f"got {name} = {value}, expected a value that is finite: type --model.init_args.{name} VALUE"
+            )
     for name, (is_inside, expected) in ranges.items():
         if not is_inside:
             raise ValueError(

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
-from rlmods.reports import lab_rules, run_rules
+from rlmods.reports import lab_rules, run_rules, stability_rules
 from rlmods.reports.check import Check
 from rlmods.reports.ratio_identity import ratio_identity
 from rlmods.reports.run_data import RunData
 
 RULES: tuple[Callable[[RunData], Check], ...] = (
+    stability_rules.spectral_radius,  # first, also of the next steps: the cause of much that follows
     run_rules.complete,
+    run_rules.updates_made,
     run_rules.alarms,
     run_rules.no_nan_inf,
     lab_rules.probe_missing_values,
@@ -19,7 +21,7 @@ RULES: tuple[Callable[[RunData], Check], ...] = (
     lab_rules.ratio_variance,
     lab_rules.inert_learning,
     lab_rules.repeated_stream,
-    lab_rules.step_scale,
+    stability_rules.step_scale,
     lab_rules.on_policy_expected,
     lab_rules.no_bootstrap_expected,
     lab_rules.fixed_pi_expected,

@@ -1,18 +1,14 @@
 """Figures of the off-policy laboratory: learning curves, core metrics with their numbers, probes."""
 
-import itertools
 import math
 from typing import Any
 
 from rlmods.reports.document import Figure
-from rlmods.reports.plots import Draw, grid, line
+from rlmods.reports.plots import Draw, grid, legend, line
 from rlmods.reports.run_data import RunData, Series
 from rlmods.reports.run_report import LAB_METRICS
+from rlmods.reports.stability_rules import RADIUS
 from rlmods.reports.summary import number, summarize
-
-# Above it the critic's update is a candidate for instability; below, it may be noise.
-_UNSTABLE_ABOVE = 1.001
-_FEWEST_IN_BAND = 5
 
 _PANELS = (
     ("critic teacher error", "critic_teacher_error"),
@@ -29,7 +25,8 @@ def lab_figures(run: RunData) -> list[Figure]:
     panels = [(title, _plain(run.curve(name))) for title, name in _PANELS if _has_values(run, name)]
     figures = []
     if _has_values(run, "td_loss"):
-        panels.insert(0, ("TD loss (blue), stability proxy (orange)", _loss_and_proxy(run)))
+        title = "spectral radius" if _radius(run) is not None else "published stability proxy, mis-scaled"
+        panels.insert(0, (f"TD loss (blue), {title} (orange)", _loss_and_stability(run)))
         figures.append(grid("Learning curves over iterations", panels))
     core = [name for name in LAB_METRICS if _has_values(run, name)]
     if core:
@@ -46,12 +43,21 @@ def _plain(series: Series) -> Draw:
     return lambda axes: line(axes, series, color="#0969da")
 
 
-def _loss_and_proxy(run: RunData) -> Draw:
+def _radius(run: RunData) -> Series | None:
+    """The judgement of stability; None where it was not measured."""
+    if "stability_probe" not in run.probes:
+        return None
+    series = _probe_series(run, "stability_probe", RADIUS)
+    return series if any(map(math.isfinite, series.values)) else None
+
+
+def _loss_and_stability(run: RunData) -> Draw:
     def draw(axes: Any) -> None:
         line(axes, run.curve("td_loss"), color="#0969da")
-        if _has_values(run, "stability_proxy"):
+        radius = _radius(run)
+        if radius is not None or _has_values(run, "stability_proxy"):
             twin = axes.twinx()
-            line(twin, run.curve("stability_proxy"), color="#bc4c00")
+            line(twin, radius if radius is not None else run.curve("stability_proxy"), color="#bc4c00")
             twin.axhline(1.0, color="#bc4c00", linestyle="--", linewidth=0.8)
             twin.tick_params(labelsize=7)
             _around_one(twin)
@@ -73,7 +79,7 @@ def _with_numbers(run: RunData, name: str) -> Draw:
     text = [f"{field} {number(getattr(summary, field))}" for field in fields] + [
         f"slope {number(summary.slope_last_k)}"
     ]
-    probed = {time for probe in run.probes.values() for time in probe.times}
+    probed = {time for probe in run.probes.values() for time in probe.times if math.isfinite(time)}
 
     def draw(axes: Any) -> None:
         if len(probed) <= 0.5 * len(series.times):
@@ -98,7 +104,7 @@ def distribution_figure(run: RunData) -> list[Figure]:
     def draw(axes: Any) -> None:
         for position, name in enumerate(columns):
             line(axes, _probe_series(run, "distribution_probe", name), color=f"C{position}", label=name)
-        axes.legend(fontsize=7, ncols=2)
+        legend(axes, ncols=2)
         axes.set_yscale("symlog", linthresh=1e-3)
 
     return [_wide("distribution_probe: states (mmd2, mean_l2) and actions (KL, TV)", draw)]
@@ -113,39 +119,47 @@ def fixed_point_figure(run: RunData) -> list[Figure]:
         defined = _probe_series(run, "fixed_point_probe", "w_sharp_drift_defined").values
         known = [v if mark != 0.0 else math.nan for v, mark in zip(drifts.values, defined, strict=True)]
         line(axes, Series(drifts.times, known), color="C1", label="w_sharp_drift")
-        axes.legend(fontsize=7)
+        legend(axes)
 
     return [_wide("fixed_point_probe: distance to the fixed point, and its drift", draw)]
 
 
 def stability_figure(run: RunData) -> list[Figure]:
-    """The proxy of amplification with its spread; shaded where it stays above 1.001."""
-    name = (
-        "stability_proxy_mean" if "stability_proxy_mean" in run.probes["stability_probe"].columns else "stability_proxy"
-    )
+    """The spectral radius, by which stability is judged; and the proxy of the published runs with its spread."""
+    panels = [("published stability_proxy (V1): mis-scaled, no judgement of stability", _proxy(run))]
+    radius = _radius(run)
+    if radius is not None:
+        panels.insert(0, ("spectral_radius: above 1 an error of the critic grows", _around_dashed_one(radius)))
+    width = 2.0 if len(panels) == 1 else 1.3
+    return [grid("stability_probe", panels, panel_width=width)]
+
+
+def _around_dashed_one(series: Series) -> Draw:
+    def draw(axes: Any) -> None:
+        line(axes, series, color="#bc4c00")
+        axes.axhline(1.0, color="#57606a", linestyle="--", linewidth=0.9)
+        _around_one(axes)
+
+    return draw
+
+
+def _proxy(run: RunData) -> Draw:
+    columns = run.probes["stability_probe"].columns
+    name = "stability_proxy_mean" if "stability_proxy_mean" in columns else "stability_proxy"
     mean = _probe_series(run, "stability_probe", name)
     std = _probe_series(run, "stability_probe", "stability_proxy_std")
+    band = [point for point in zip(*mean, std.values, strict=True) if all(map(math.isfinite, point))]
 
     def draw(axes: Any) -> None:
         line(axes, mean, color="#bc4c00", label=name)
-        if any(map(math.isfinite, std.values)):
-            low = [m - s for m, s in zip(mean.values, std.values, strict=True)]
-            high = [m + s for m, s in zip(mean.values, std.values, strict=True)]
-            axes.fill_between(mean.times, low, high, color="#bc4c00", alpha=0.2, linewidth=0, label="± std")
-        axes.axhline(1.0, color="#57606a", linestyle="--", linewidth=0.9, label="1")
-        for first, last in unstable_stretches(mean):
-            axes.axvspan(first, last, color="#fb8f44", alpha=0.3, linewidth=0)
-        axes.legend(fontsize=7)
+        if band:
+            times = [time for time, _, _ in band]
+            low, high = [m - s for _, m, s in band], [m + s for _, m, s in band]
+            axes.fill_between(times, low, high, color="#bc4c00", alpha=0.2, linewidth=0, label="± std")
+        legend(axes)
         _around_one(axes)
 
-    return [_wide("stability_probe: above 1 the update amplifies a perturbation of the critic", draw)]
-
-
-def unstable_stretches(series: Series) -> list[tuple[float, float]]:
-    """Times of the first and the last of at least 5 points in a row above 1.001."""
-    groups = itertools.groupby(zip(*series, strict=True), key=lambda point: point[1] > _UNSTABLE_ABOVE)
-    stretches = [list(points) for above, points in groups if above]
-    return [(points[0][0], points[-1][0]) for points in stretches if len(points) >= _FEWEST_IN_BAND]
+    return draw
 
 
 def _wide(title: str, draw: Draw) -> Figure:

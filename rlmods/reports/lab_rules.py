@@ -5,6 +5,7 @@ run whose ratios are no density ratios.
 """
 
 import math
+from collections.abc import Sequence
 
 from rlmods.callbacks.inert_learning import judge_inertia
 from rlmods.reports.check import Check, not_applicable
@@ -155,10 +156,10 @@ def repeated_stream(run: RunData) -> Check:
     times = run.rows.times
     found = [
         {
-            "first": int(times[stretch.first]),
-            "last": int(times[stretch.last]),
-            "of_first": int(times[stretch.first - stretch.lag]),
-            "of_last": int(times[stretch.last - stretch.lag]),
+            "first": _iteration(times, stretch.first),
+            "last": _iteration(times, stretch.last),
+            "of_first": _iteration(times, stretch.first - stretch.lag),
+            "of_last": _iteration(times, stretch.last - stretch.lag),
         }
         for stretch in stretches
     ]
@@ -174,25 +175,9 @@ def repeated_stream(run: RunData) -> Check:
     return Check("repeated_stream", not found, "fail", reason, observed, advice)
 
 
-def step_scale(run: RunData) -> Check:
-    """The stability probe looks at the step that training takes."""
-    scales = scale_checks(run)
-    if scales is None or scales[2] is None:
-        return not_applicable("step_scale", "no probe logs stability_probe_step_scale", "warn")
-    reason = f"train_step_scale {scales[0]:.4g}, of the probe {scales[1]:.4g}"
-    observed = {"ratio": scales[2]}
-    return Check("step_scale", abs(scales[2] - 1.0) < 1e-6, "warn", reason, observed, "give both one scale_mode")
-
-
-def scale_checks(run: RunData) -> tuple[float | None, float | None, float | None] | None:
-    """train_step_scale, the last stability_probe_step_scale, and their ratio; None for another kind of run."""
-    if run.lab is None:
-        return None
-    of_training = run.lab.train_step_scale
-    probe = run.probes.get("stability_probe")
-    logged = probe.columns.get("stability_probe_step_scale", []) if probe is not None else []
-    of_probe = next((value for value in reversed(logged) if math.isfinite(value)), None)
-    return of_training, of_probe, of_probe / of_training if of_probe is not None and of_training else None
+def _iteration(times: Sequence[float], row: int) -> int:
+    """The row number, where the cell of the iteration is damaged."""
+    return int(times[row]) if math.isfinite(times[row]) else row
 
 
 def _sigmas(lab: LabSettings | None) -> tuple[float | None, float | None]:

@@ -73,10 +73,16 @@ def _offset(axes: Any) -> bool:
 
 def line(axes: Any, series: Series, **style: Any) -> None:
     """The finite points of a curve; few of them get a mark, one would be invisible without."""
-    points = [(time, value) for time, value in zip(*series, strict=True) if math.isfinite(value)]
+    points = [point for point in zip(*series, strict=True) if all(map(math.isfinite, point))]
     if points:
         times, values = zip(*points, strict=True)
         axes.plot(times, values, **({"marker": "." if len(points) < 40 else "", "linewidth": 1.1} | style))
+
+
+def legend(axes: Any, **style: Any) -> None:
+    """Of what was drawn; where nothing was, matplotlib would warn."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, **style)
 
 
 def curves_figure(run: RunData) -> list[Figure]:

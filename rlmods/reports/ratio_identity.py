@@ -17,6 +17,7 @@ _NAME = "ratio_identity"
 _TOLERANCE = 0.01
 _STANDARD_ERRORS = 4.5
 _FEWEST_ROWS = 3
+_UNCAPPED = "stability/importance_ratio"
 _ADVICE = (
     "evaluate both densities at the action as it was drawn: raw (no clip), or tanh with the ratio taken before the "
     "squashing; a clip of the executed action belongs into the environment"
@@ -59,32 +60,50 @@ def _mean(run: RunData) -> _Finding | None:
     capped = run.lab is not None and run.lab.rho_clip is not None
     means, squares = (_own_rows(run, name + ("_exec" if capped else "")) for name in ("mean_rho", "mean_rho2"))
     if not means:
-        return _Finding(None, "mean_rho is capped, so that its mean is below 1", {}) if capped else None
+        return _uncapped_curve(run) if capped else None
     mean = statistics.fmean(means)
     samples = run.lab.samples if run.lab is not None else None
     if samples is not None and len(squares) == len(means):
         # About 1, not about the mean of the sample.
         mean_square = max(statistics.fmean(squares) - 2.0 * mean + 1.0, 0.0)
-        largest, tail_index = _tail(run)
+        largest, tail_index = _tail(run, samples * len(means))
         low, high = mean_ratio_interval(samples * len(means), mean_square, largest, tail_index)
     elif len(means) >= _FEWEST_ROWS:
         error = _STANDARD_ERRORS * statistics.stdev(means) / math.sqrt(len(means))
         low, high = 1.0 - error, 1.0 + error
     else:
         return _Finding(None, f"{len(means)} rows of mean_rho, too few to know their error", {"mean_rho": mean})
-    low, high = min(low, 1.0 - _TOLERANCE), max(high, 1.0 + _TOLERANCE)
-    passed = low <= mean <= high
     count = f"{samples * len(means)} samples" if samples is not None else f"{len(means)} rows"
+    return _verdict(mean, (low, high), count, {"rows": len(means), "samples_per_row": samples})
+
+
+def _uncapped_curve(run: RunData) -> _Finding:
+    """Of the curve of the ratio before its cap, each point of which is the mean of one iteration or of several."""
+    points = [value for value in run.curve(_UNCAPPED).values if math.isfinite(value)]
+    if len(points) < _FEWEST_ROWS:
+        return _Finding(
+            None, f"mean_rho is capped, so that its mean is below 1, and {_UNCAPPED} has too few points", {}
+        )
+    samples = run.lab.samples if run.lab is not None else None
+    rows = len(run.rows) if run.rows is not None else 0
+    count = max((samples or 1) * rows, len(points))
+    mean_square = statistics.variance(points) * count / len(points)  # of one sample
+    low, high = mean_ratio_interval(count, mean_square, *_tail(run, count))
+    observed = {"curve": _UNCAPPED, "rows": len(points)}
+    return _verdict(statistics.fmean(points), (low, high), f"{len(points)} points of {_UNCAPPED}", observed)
+
+
+def _verdict(mean: float, interval: tuple[float, float], count: str, observed: dict[str, Any]) -> _Finding:
+    low, high = min(interval[0], 1.0 - _TOLERANCE), max(interval[1], 1.0 + _TOLERANCE)
     reason = f"the mean of rho is {mean:.4g} over {count}, it must be 1 (such samples lie in [{low:.4g}, {high:.4g}])"
-    return _Finding(
-        passed, reason, {"mean_rho": mean, "interval": [low, high], "rows": len(means), "samples_per_row": samples}
-    )
+    return _Finding(low <= mean <= high, reason, {"mean_rho": mean, "interval": [low, high], **observed})
 
 
-def _tail(run: RunData) -> tuple[float, float]:
+def _tail(run: RunData, count: int) -> tuple[float, float]:
     """The largest ratio, logged or else its bound, and the tail index; the benefit of the doubt where unknown."""
-    squares = column(run, "max_rho2")
     lab = run.lab
+    capped = lab is not None and lab.rho_clip is not None
+    squares = [] if capped else column(run, "max_rho2")
     if lab is None or lab.sigma_mu is None or lab.sigma_pi is None:
         return math.sqrt(max(squares, default=1.0)), math.inf
     tail_index = gaussian_tail_index(lab.sigma_mu, lab.sigma_pi)
@@ -92,7 +111,6 @@ def _tail(run: RunData) -> tuple[float, float]:
         return math.sqrt(max(squares)), tail_index
     # At the centre of both densities; beyond it, the level that one of n samples exceeds.
     peak = (lab.sigma_mu / lab.sigma_pi) ** 2
-    count = len(column(run, "mean_rho")) * (lab.samples or 1)
     return (peak if math.isinf(tail_index) else peak * count ** (1.0 / tail_index)), tail_index
 
 

@@ -1,6 +1,7 @@
 """Everything that a run folder says, read once."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,6 +38,7 @@ class Outcome(NamedTuple):
     complete: bool | None  # None where nothing tells
     exception: str | None
     reason: str
+    early_stop: bool = False  # as it was asked for: solved, or no better for long
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ class RunData:
 
     def outcome(self) -> Outcome:
         """How the run ended."""
-        return _outcome_of_events(self.events) if self.events else _outcome_of_rows(self.rows, self.lab)
+        if not self.events:
+            return _outcome_of_rows(self.rows, self.lab)
+        return _outcome_of_events(self.events, self.configured("data").get("total_env_steps"))
 
 
 def read_run(folder: Path) -> RunData:
@@ -118,7 +122,7 @@ def read_run(folder: Path) -> RunData:
     if not event_files and not has_rows:
         raise RunFolderError(f"got {folder} without {LEARNING_CURVES} or events.out.*, {_EXPECTED}")
     rows = read_table(folder / LEARNING_CURVES) if has_rows else None
-    probes = {path.stem: read_table(path) for path in sorted((folder / "probes").glob("*.csv"))}
+    probes, damaged = _read_probes(folder / "probes")
     events, notes = _read_events(folder / "events.jsonl")
     config = _read_mapping(folder / "config.yaml") or _read_mapping(folder / "config.json")
     environment = _read_mapping(folder / "env_resolved.json")
@@ -134,8 +138,18 @@ def read_run(folder: Path) -> RunData:
         config=config,
         environment=environment,
         lab=read_lab_settings(config, environment, columns),
-        notes=[*notes, *(note for table in tables for note in table.notes)],
+        notes=[*notes, *damaged, *(note for table in tables for note in table.notes)],
     )
+
+
+def _read_probes(folder: Path) -> tuple[dict[str, Table], list[str]]:
+    probes, notes = {}, []
+    for path in sorted(folder.glob("*.csv")):
+        try:
+            probes[path.stem] = read_table(path)
+        except RunFolderError as error:  # the learning curves say enough for a report
+            notes.append(f"probes/{path.name} is left out: {error}")
+    return probes, notes
 
 
 def _curves(rows: Table | None, scalars: dict[str, Series]) -> dict[str, Series]:
@@ -188,7 +202,7 @@ def _read_events(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return events, notes
 
 
-def _outcome_of_events(events: list[dict[str, Any]]) -> Outcome:
+def _outcome_of_events(events: list[dict[str, Any]], budget: Any) -> Outcome:
     valid = [event for event in events if not event.get("superseded")]
     begins = [position for position, event in enumerate(valid) if event["kind"] in ("start", "resume")]
     stops = [event for event in valid[begins[-1] if begins else 0 :] if event["kind"] == "stop"]
@@ -199,15 +213,25 @@ def _outcome_of_events(events: list[dict[str, Any]]) -> Outcome:
         if "signal" in evidence:
             return Outcome(False, None, f"ended by a signal: {stop.get('message')}")
         if "safeguard" not in evidence:
-            early = next(
-                (str(other.get("message")) for other in stops if "safeguard" in (other.get("evidence") or {})), ""
-            )
-            return Outcome(True, None, f"ended by a safeguard: {early}" if early else "the training came to its end")
+            early = next((other for other in stops if "safeguard" in (other.get("evidence") or {})), None)
+            return _outcome_of_end(early, budget)
     return Outcome(False, None, "no end is on record: the run still goes on, or was killed")
+
+
+def _outcome_of_end(early: dict[str, Any] | None, budget: Any) -> Outcome:
+    if early is None:
+        return Outcome(True, None, "the training came to its end")
+    reason, step = f"ended by a safeguard: {early.get('message')}", early.get("env_steps")
+    if isinstance(step, int) and isinstance(budget, int):
+        if step >= budget:
+            return Outcome(True, None, reason)
+        reason = f"ended by a safeguard at {step} of {budget} environment steps: {early.get('message')}"
+    # How long the best was held only EvalEarlyStopping says, where it ends the run as it was asked to.
+    return Outcome(False, None, reason, early_stop="held" in early["evidence"])
 
 
 def _outcome_of_rows(rows: Table | None, lab: LabSettings | None) -> Outcome:
     if rows is None or lab is None or lab.outer_iters is None:
         return Outcome(None, None, "there is no events.jsonl to tell")
-    done = int(rows.times[-1]) + 1 if len(rows) else 0
+    done = int(max((time for time in rows.times if math.isfinite(time)), default=-1.0)) + 1
     return Outcome(done >= lab.outer_iters, None, f"{done} of {lab.outer_iters} iterations are on record")

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from rlmods.reports.check import Check
 from rlmods.reports.document import Block, Document, Facts, Figure, Grid, Items, Section
 from rlmods.reports.health import judge, status
-from rlmods.reports.lab_rules import scale_checks
 from rlmods.reports.next_steps import next_steps
 from rlmods.reports.run_data import RunData
 from rlmods.reports.run_rules import core_tags
+from rlmods.reports.stability_rules import scale_checks
 from rlmods.reports.summary import COLUMNS, Summary, number, summarize
 
 LAB_METRICS = ("td_loss", "w_norm", "mean_rho2", "tracking_gap", "critic_teacher_error")
@@ -201,10 +201,15 @@ def _alarms(run: RunData) -> list[Block]:
 
 def _rows(shown: Sequence[str], rows: Iterable[Mapping[str, float]]) -> Grid:
     cells = [
-        [str(int(row[name])) if name in ("iter", "env_steps") else number(row.get(name)) for name in shown]
+        [_count(row[name]) if name in ("iter", "env_steps") else number(row.get(name)) for name in shown]
         for row in rows
     ]
     return Grid(list(shown), cells)
+
+
+def _count(value: float) -> str:
+    """Whole, unless the cell was damaged."""
+    return str(int(value)) if math.isfinite(value) else number(value)
 
 
 def _word(value: Any) -> str:

@@ -9,6 +9,7 @@ from rlmods.reports.check import Check, Level, not_applicable
 from rlmods.reports.run_data import RunData
 from rlmods.signals import METRIC_BOUNDS
 
+_COUNTS = ("train/n_updates", "update_steps")
 # NaN elsewhere may mean that there was nothing to measure.
 CORE_GROUPS = ("eval", "rollout", "train")
 # As in METRIC_BOUNDS; float32 rounds a share of 1 up.
@@ -31,13 +32,28 @@ def is_probe_column(run: RunData, name: str) -> bool:
 
 
 def complete(run: RunData) -> Check:
-    """The training came to its end."""
+    """The training came to the end of its budget; an early stop that was asked for only warns."""
     outcome = run.outcome()
     observed = {"exception": outcome.exception, "last_event": run.events[-1].get("message") if run.events else None}
     advice = "repeat the command with --ckpt_path last to go on"
     if outcome.exception is not None:
         advice = f"remove the cause of the exception ({outcome.exception}), then {advice}"
-    return Check("complete", outcome.complete, "fail", outcome.reason, observed, advice)
+    if outcome.early_stop:
+        advice = "nothing where the task is solved; else look at the evaluations before training on"
+    level: Level = "warn" if outcome.early_stop else "fail"
+    return Check("complete", outcome.complete, level, outcome.reason, observed, advice)
+
+
+def updates_made(run: RunData) -> Check:
+    """A run of ours has made an update of the weights."""
+    if not run.record:
+        return not_applicable("updates_made", "there is no run.json: the run is not ours")
+    counts = [v for name in _COUNTS for v in run.curve(name).values if math.isfinite(v)]
+    updates = max(counts, default=0.0)
+    reason = f"{updates:.0f} updates were made" if counts else "no update was ever counted (train/n_updates)"
+    advice = "the weights are the initial ones: train longer than the warm-up (data.init_args.total_env_steps), or "
+    advice += "lower trainer.log_every_n_steps where the run was too short to be logged"
+    return Check("updates_made", updates > 0.0, "fail", reason, {"updates": updates}, advice)
 
 
 def alarms(run: RunData) -> Check:
@@ -60,6 +76,9 @@ def no_nan_inf(run: RunData) -> Check:
         names += sorted(
             name for name in run.rows.columns if name != run.rows.time_name and not is_probe_column(run, name)
         )
+    if run.rows is not None and not (len(run.rows) and set(run.rows.columns) - {run.rows.time_name}):
+        reason = f"there are no rows of numbers in {run.rows.path.name}"
+        return Check("no_nan_inf", False, "fail", reason, {"rows": len(run.rows), "curves": names}, _NO_VALUES)
     values = {name: run.curves[name].values for name in names}
     bad = {name: sum(not math.isfinite(value) for value in series) for name, series in values.items()}
     bad = {name: count for name, count in bad.items() if count}
@@ -179,5 +198,10 @@ def files_intact(run: RunData) -> Check:
     """No file of the folder was damaged."""
     reason = "; ".join(run.notes) or "every line could be read"
     return Check(
-        "files_intact", not run.notes, "warn", reason, {"damaged": run.notes}, "nothing: what was cut short is left out"
+        "files_intact",
+        not run.notes,
+        "warn",
+        reason,
+        {"damaged": run.notes},
+        "mend or remove what is named: it was left out, or read as NaN",
     )

@@ -132,9 +132,9 @@ def test_where_nobody_knows_the_budget_no_schedule_ends_too_early() -> None:
 
 def test_a_group_whose_rate_is_always_zero_is_fixed_on_purpose_beside_others() -> None:
     still = {"update_ratio": 0.0, "learning_rate": 0.0, "weight_norm": 1.0}
-    beside = {name: {**getattr(HEALTHY, name), "actor": value} for name, value in still.items()}
+    beside: dict[str, Any] = {name: {**getattr(HEALTHY, name), "actor": value} for name, value in still.items()}
     assert silent(*[HEALTHY._replace(**beside)] * 5)
-    alone = {name: {"actor": value} for name, value in still.items()}
+    alone: dict[str, Any] = {name: {"actor": value} for name, value in still.items()}
     assert said_of(*[HEALTHY._replace(**alone)] * 3)[-1] == ["inert_update"]
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from lab_folder import event, healthy_rows, write_events, write_lab, write_table
+from torch.utils.tensorboard import SummaryWriter
 
 from rlmods.reports import html
 from rlmods.reports.command import main, write_report
 from rlmods.reports.comparison import differing_settings
-from rlmods.reports.lab_plots import unstable_stretches
-from rlmods.reports.run_data import Series
+from rlmods.reports.lab_plots import stability_figure
+from rlmods.reports.run_data import read_run
 
 SECTIONS = [
     *("Run Info", "Health", "Scale Checks", "Core Metrics", "Probe Metrics", "Alarms"),
@@ -169,6 +170,53 @@ def test_callbacks_are_compared_by_their_class() -> None:
     }
 
 
-def test_bands_need_five_points_in_a_row() -> None:
-    values = [1.01] * 4 + [1.0] + [1.01] * 5
-    assert unstable_stretches(Series([float(t) for t in range(10)], values)) == [(5.0, 9.0)]
+def test_no_picture_warns_where_nothing_was_measured(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    folder = lab_run(tmp_path / "run")
+    for path in (folder / "probes").glob("*.csv"):
+        header = path.read_text().splitlines()[0]
+        write_table(path, [{"iter": row} for row in range(6)], header.split(","))
+    write_report(folder)
+    assert not recwarn.list
+
+
+def test_the_picture_of_stability_has_the_radius_where_it_was_measured(tmp_path: Path) -> None:
+    folder = lab_run(tmp_path / "run")
+    widths = []
+    for columns in ({}, {"spectral_radius": 0.5}):
+        write_table(folder / "probes/stability_probe.csv", [{"iter": 1, "stability_proxy": 1.1, **columns}])
+        (figure,) = stability_figure(read_run(folder))
+        widths.append(int.from_bytes(figure.png[16:20], "big"))
+    assert widths[1] == pytest.approx(1.3 * widths[0], rel=0.01)  # two panels of 1.3 for one of 2.0
+
+
+@pytest.mark.parametrize("cell", ["", "inf", "-inf", "oops"])
+def test_a_damaged_iteration_is_no_crash(tmp_path: Path, cell: str) -> None:
+    folder = lab_run(tmp_path / "run")
+    for position, path in enumerate([folder / "learning_curves.csv", *(folder / "probes").glob("*.csv")]):
+        lines = path.read_text().splitlines()
+        lines[-1 if position == 0 else 2] = cell + "," + lines[-1].partition(",")[2]
+        path.write_text("\n".join(lines) + "\n")
+    report = write_report(folder)
+    assert report.status == "FAIL"
+    assert cell == "inf" or any(check.name == "monotone_time" and check.failed for check in report.checks)
+
+
+def test_an_empty_probe_is_noted_and_the_rest_reported(tmp_path: Path) -> None:
+    folder = lab_run(tmp_path / "run")
+    (folder / "probes/another.csv").write_text("")
+    report = write_report(folder)
+    assert report.status == "WARN"
+    (note,) = report.run.notes
+    assert note.startswith("probes/another.csv is left out: got ")
+
+
+@pytest.mark.parametrize("text", ["iter,td_loss\n", "\x00\x8f\x01\n", "\x00\x8f,a\n\x01\x02,\x03\n", "iter\n1\n2\n"])
+def test_a_table_without_numbers_does_not_pass_whatever_tensorboard_has(tmp_path: Path, text: str) -> None:
+    folder = lab_run(tmp_path / "run")
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_scalar("train/loss", 1.0, 1)
+    (folder / "learning_curves.csv").write_bytes(text.encode("latin-1"))
+    report = write_report(folder)
+    (check,) = [check for check in report.checks if check.name == "no_nan_inf"]
+    assert check.failed
+    assert check.reason == "there are no rows of numbers in learning_curves.csv"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from lab_folder import Row, healthy_rows, write_lab, write_table
+from torch.utils.tensorboard import SummaryWriter
 
 from rlmods.reports.check import Check
 from rlmods.reports.health import judge, status
@@ -157,7 +158,67 @@ def test_few_effective_samples_and_another_step_of_the_probe_warn(tmp_path: Path
     assert status(checks) == "WARN"
 
 
+def probed(folder: Path, probe: dict[str, float], **settings: Any) -> dict[str, Check]:
+    write_lab(folder, healthy_rows(), **settings)
+    write_table(folder / "probes/stability_probe.csv", [{"iter": 5, **probe}, {"iter": 9}])  # the last did not measure
+    return {check.name: check for check in judge(read_run(folder))}
+
+
+@pytest.mark.parametrize(("radius", "passed"), [(0.9, True), (1.0, True), (1.0 + 9e-7, True), (1.2, False)])
+def test_a_spectral_radius_above_one_fails_and_says_what_to_type(tmp_path: Path, radius: float, passed: bool) -> None:
+    probe = {"spectral_radius": radius, "critical_learning_rate": 25.0, "dimensionless_step": 2.5}
+    check = probed(tmp_path, probe)["spectral_radius"]
+    assert check.passed is passed
+    assert f"{radius:.7g}" in check.reason
+    assert "critical_learning_rate 25, dimensionless_step 2.5" in check.reason
+    assert "smaller --model.init_args.learning_rate, below 25" in check.advice
+
+
+@pytest.mark.parametrize(("batch_size", "passed"), [(100.0, True), (100_000.0, False)])
+def test_few_transitions_for_each_feature_excuse_a_radius_just_above_one(
+    tmp_path: Path, batch_size: float, passed: bool
+) -> None:
+    check = probed(tmp_path, {"spectral_radius": 1.005, "batch_size": batch_size}, **SEED)["spectral_radius"]
+    assert check.passed is passed
+
+
+def test_the_radius_comes_first_in_next_steps(tmp_path: Path) -> None:
+    probed(tmp_path, {"spectral_radius": 1.2, "critical_learning_rate": 0.0}, **SEED)
+    run = read_run(tmp_path)
+    first, second, *_ = next_steps(run, judge(run))
+    assert first.startswith("spectral_radius: no learning rate is small enough")
+    assert not second.startswith("spectral_radius")
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [({"batch_size": 4096}, "WARN"), ({"batch_size": 71}, "PASS"), ({}, "not applicable")],
+)
+def test_the_step_of_the_published_proxy_is_not_that_of_the_training(
+    tmp_path: Path, more: dict[str, float], word: str
+) -> None:
+    probe = {"stability_probe_step_scale": 0.001, **more}  # as trained: 0.2 / (4 · 50)
+    check = probed(tmp_path, probe)["step_scale"]
+    assert check.word == word
+    if more:  # n √8 / (4 · 50)
+        assert check.observed["effective_step_factor"] == pytest.approx(more["batch_size"] * math.sqrt(8) / 200)
+    judged_by_radius = probed(tmp_path, {**probe, "spectral_radius": 1.0})["step_scale"]
+    assert judged_by_radius.word == "PASS"
+    assert "spectral_radius is judged instead" in judged_by_radius.reason
+
+
+@pytest.mark.parametrize(("mean", "passed"), [(1.0, True), (1.3, False)])
+def test_a_capped_ratio_is_judged_by_its_uncapped_curve(tmp_path: Path, mean: float, passed: bool) -> None:
+    write_lab(tmp_path, healthy_rows(rho=0.8, rho_noise=0.01), rho_clip=2.0)
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in range(12):
+            writer.add_scalar("stability/importance_ratio", mean + 0.01 * (-1) ** step, 200 * step)
+    (check,) = [check for check in judge(read_run(tmp_path)) if check.name == "ratio_identity"]
+    assert check.passed is passed
+    assert check.observed["mean_rho"] == pytest.approx(mean, abs=1e-6)
+
+
 def test_a_table_without_rows_fails(tmp_path: Path) -> None:
     checks = judged(tmp_path, [])
     assert {"complete", "no_nan_inf"} <= set(failed(checks))
-    assert checks["no_nan_inf"].reason == "no value was ever logged"
+    assert checks["no_nan_inf"].reason == "there are no rows of numbers in learning_curves.csv"

@@ -41,6 +41,13 @@ def test_only_numeric_columns_are_read(tmp_path: Path) -> None:
     assert math.isnan(table.columns["w_gap"][0])
 
 
+def test_a_text_cell_is_told_and_its_column_keeps_its_numbers(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("iter,loss,converged\n3,0.5,False\n5,o.25,True\n7,0.125,False\n9,,False\n")
+    table = read_table(tmp_path / "t.csv")
+    assert str(table.columns) == "{'iter': [3.0, 5.0, 7.0, 9.0], 'loss': [0.5, nan, 0.125, nan]}"
+    assert table.notes == ["t.csv: column loss, row 1: 'o.25' is no number, read as NaN"]
+
+
 @pytest.mark.parametrize("end", ["2,0.", "2,0.25", "2"])
 def test_a_last_line_that_a_crash_cut_short_is_left_out_with_a_note(tmp_path: Path, end: str) -> None:
     (tmp_path / "t.csv").write_text(f"iter,loss\n0,1.0\n1,0.5\n{end}")
@@ -99,7 +106,7 @@ SAFEGUARD = event("stop", 40, "EvalEarlyStopping: solved", safeguard="eval_early
         ([START, SIGNAL], False, "SIGTERM received"),
         ([START, SIGNAL, event("resume", 50), END], True, "the training came to its end"),
         ([START, EXCEPTION], False, "ended by an exception: ValueError: no"),
-        ([START, SAFEGUARD, END], True, "ended by a safeguard: EvalEarlyStopping: solved"),
+        ([START, SAFEGUARD, END], False, "ended by a safeguard: EvalEarlyStopping: solved"),
         ([START, END, event("resume", 50)], False, "no end is on record"),
         ([START, END | {"superseded": True}], False, "no end is on record"),
     ],
@@ -111,6 +118,18 @@ def test_how_a_run_ended(tmp_path: Path, events: list[dict[str, object]], comple
     assert outcome.complete is complete
     assert reason in outcome.reason
     assert outcome.exception == ("ValueError: no" if EXCEPTION in events else None)
+
+
+@pytest.mark.parametrize(("steps", "complete"), [(99, False), (100, True)])
+def test_a_safeguard_that_stops_before_the_budget_leaves_a_run_incomplete(
+    tmp_path: Path, steps: int, complete: bool
+) -> None:
+    write_lab(tmp_path, healthy_rows(2))
+    (tmp_path / "config.yaml").write_text("data: {init_args: {total_env_steps: 100}}\n")
+    write_events(tmp_path, START, event("stop", steps, "NonFiniteGuard: NaN", safeguard="non_finite"), END)
+    outcome = read_run(tmp_path).outcome()
+    assert (outcome.complete, outcome.early_stop) == (complete, False)
+    assert ("at 99 of 100 environment steps: NonFiniteGuard: NaN" in outcome.reason) is not complete
 
 
 def test_a_folder_of_the_original_tells_by_its_rows(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The health of any run, from its curves and its events."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,26 @@ def test_an_exception_fails_and_says_what_to_do() -> None:
     check = failed(run)["complete"]
     assert "ValueError: no" in check.advice
     assert "--ckpt_path last" in check.advice
+
+
+def test_a_stop_by_a_safeguard_fails_and_an_early_stop_that_was_asked_for_warns() -> None:
+    for more, expected in (({}, "FAIL"), ({"best": 90.0, "held": 0.0}, "WARN")):
+        assert status(judge(run_with(event("stop", 60, "Guard: why", safeguard="guard", **more)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("curves", "passed"),
+    [
+        ({}, False),
+        ({"train/n_updates": [0.0]}, False),
+        ({"train/n_updates": [0.0, 7.0]}, True),
+        ({"update_steps": [2.0]}, True),
+    ],
+)
+def test_a_run_of_ours_has_made_updates(curves: dict[str, list[float]], passed: bool) -> None:
+    run = replace(run_with(curves=curves), record={"seed": 0})
+    assert ("updates_made" not in failed(run)) is passed
+    assert "updates_made" not in failed(run_with(curves=curves))  # not ours
 
 
 def test_time_that_goes_back_fails() -> None:
