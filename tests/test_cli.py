@@ -47,7 +47,7 @@ assert not heavy, heavy
 def test_help_and_configs_need_no_torch() -> None:
     completed = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
-    assert "usage: python -m rlmods {fit,validate,test,predict,report,replay,configs}" in completed.stdout
+    assert "usage: python -m rlmods {fit,validate,test,predict,report,sanity,replay,configs}" in completed.stdout
     assert re.search(r"dqn_cartpole +DQN on CartPole-v1", completed.stdout)
 
 
@@ -56,7 +56,7 @@ def test_unknown_command() -> None:
     assert completed.returncode == 2
     assert (
         completed.stderr
-        == "error: got the command 'train', expected one of fit, validate, test, predict, report, replay, configs\n"
+        == "error: got the command 'train', expected one of fit, validate, test, predict, report, sanity, replay, configs\n"
     )
 
 
