@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rlmods.callbacks.detectors import Confirmation, Severity, Verdict
+from rlmods.functional.gaussian_policy import ratio_tail_index
 
 # The largest ratios of a window that are kept: the last one is the threshold of Hill's estimate.
 NUM_LARGEST = 65
@@ -43,18 +44,6 @@ class RatioWindow(NamedTuple):
     def effective_fraction(self) -> float:
         """Effective sample size as a share of n: (Σρ)² / (n Σρ²), in [1/n, 1]."""
         return self.mean**2 / self.second_moment if self.second_moment > 0.0 else 0.0
-
-
-def gaussian_tail_index(behaviour_std: float, target_std: float) -> float:
-    """α of P(ρ > x) ~ x^−α for the ratio of two isotropic Gaussians, σ_π² / (σ_π² − σ_μ²); ∞ where ρ is bounded.
-
-    With equal means, in two dimensions, ρ = q exp(r² (σ_μ⁻² − σ_π⁻²)/2) and r² = 2 σ_μ² E, E ~ Exp(1), so that
-    P(ρ > x) = (x/q)^−α exactly, from q = σ_μ²/σ_π² on. Other dimensions and means that differ change it by factors
-    that grow more slowly than any power. The variance is infinite iff α ≤ 2, that is σ_π² ≥ 2 σ_μ².
-    """
-    if target_std <= behaviour_std:
-        return math.inf
-    return target_std**2 / (target_std**2 - behaviour_std**2)
 
 
 def hill_tail_index(largest: Sequence[float]) -> float:
@@ -134,7 +123,7 @@ class RatioDetector:
         largest = window.largest[: min(NUM_LARGEST, int(0.3 * window.samples) + 1)]
         # Large on purpose, by 3 of its standard errors, is the tail; small is α.
         low = hill_tail_index(largest) / (1.0 + _HILL_ERRORS / math.sqrt(max(len(largest) - 1, 1)))
-        known = gaussian_tail_index(window.behaviour_std, window.target_std)
+        known = ratio_tail_index(window.behaviour_std, window.target_std)
         # A sample without any tail where its densities have one is the defect itself: actions that were clipped.
         return low if math.isnan(known) or low > 2.0 * known else min(low, known)
 

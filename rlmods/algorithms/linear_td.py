@@ -231,10 +231,7 @@ class LinearTD(Algorithm):
         observation = one_tensor(rollout.observation).flatten(0, 1)
         next_observation = one_tensor(rollout.next_observation).flatten(0, 1)
         drawn = rollout.action.flatten(0, 1)
-        executed = executed_action(drawn, self.action_mode, self.v_max)
-        clips = self.action_mode in ("ball_clip", "box_clip")
-        # Where the environment clips, the densities of the published runs are taken at the clipped action: no ratio.
-        action = executed if clips else drawn
+        executed, action = self._actions(drawn)
         actor_feature = self.actors.features(observation)
         behaviour_mean = self.actors.mean(actor_feature, self.actors.behaviour_theta)
         target_mean = self.actors.mean(actor_feature, self.actors.theta)
@@ -258,6 +255,12 @@ class LinearTD(Algorithm):
             actor_feature=actor_feature,
             clipped_distance=torch.linalg.vector_norm(drawn - action, dim=-1),
         )
+
+    def _actions(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """What the environment executes of a draw, and where the densities are taken, `[M, A]` each."""
+        executed = executed_action(drawn, self.action_mode, self.v_max)
+        # Where the environment clips, those of the published runs are taken at the clipped action: no density ratio.
+        return executed, executed if self.action_mode in ("ball_clip", "box_clip") else drawn
 
     def _next_value(self, observation: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         """weight·φ̄ of the next observations `[M, O]`."""
@@ -419,8 +422,7 @@ class LinearTD(Algorithm):
             one_tensor(field).transpose(0, 1).flatten(0, 1)
             for field in (rollout.observation, rollout.next_observation, rollout.action)
         )
-        executed = executed_action(drawn, self.action_mode, self.v_max)
-        action = executed if self.action_mode in ("ball_clip", "box_clip") else drawn
+        executed, action = self._actions(drawn)
         behaviour_mean, target_mean = self.policy_means(observation)
         ratio = importance_ratio(action, behaviour_mean, self.behaviour_std, target_mean, self.target_std)
         return LinearTransitions(

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rlmods.callbacks.ratio_detector import gaussian_tail_index, mean_ratio_interval
-from rlmods.functional.gaussian_policy import expected_ratio_of_ball_clip
+from rlmods.callbacks.ratio_detector import mean_ratio_interval
+from rlmods.functional.gaussian_policy import expected_ratio_of_ball_clip, ratio_tail_index
 from rlmods.reports.check import Check, not_applicable
 from rlmods.reports.lab_rules import column
 from rlmods.reports.lab_settings import LabSettings
@@ -106,7 +106,7 @@ def _tail(run: RunData, count: int) -> tuple[float, float]:
     squares = [] if capped else column(run, "max_rho2")
     if lab is None or lab.sigma_mu is None or lab.sigma_pi is None:
         return math.sqrt(max(squares, default=1.0)), math.inf
-    tail_index = gaussian_tail_index(lab.sigma_mu, lab.sigma_pi)
+    tail_index = ratio_tail_index(lab.sigma_mu, lab.sigma_pi)
     if squares:
         return math.sqrt(max(squares)), tail_index
     # At the centre of both densities; beyond it, the level that one of n samples exceeds.

@@ -16,12 +16,12 @@ from rlmods.callbacks.ratio_detector import (
     NUM_LARGEST,
     RatioDetector,
     RatioWindow,
-    gaussian_tail_index,
     hill_tail_index,
     mean_ratio_interval,
 )
 from rlmods.callbacks.ratio_guard import RatioGuard
 from rlmods.callbacks.safeguard import MissingInputError
+from rlmods.functional.gaussian_policy import ratio_tail_index
 
 SEED_RUN = (0.25, 0.4)  # standard deviations of behaviour and target
 DISC = 0.4
@@ -63,15 +63,15 @@ def test_the_effective_fraction_lies_between_one_sample_and_all(ratios: list[flo
 
 def test_tail_index_of_gaussians() -> None:
     """0.16/(0.16 − 0.0625); the variance is infinite from σ_π² = 2 σ_μ² on."""
-    assert gaussian_tail_index(0.25, 0.4) == pytest.approx(1.641, abs=1e-3)
-    assert gaussian_tail_index(1.0, math.sqrt(2.0)) == pytest.approx(2.0)
-    assert gaussian_tail_index(0.3, 0.3) == gaussian_tail_index(0.35, 0.3) == math.inf
+    assert ratio_tail_index(0.25, 0.4) == pytest.approx(1.641, abs=1e-3)
+    assert ratio_tail_index(1.0, math.sqrt(2.0)) == pytest.approx(2.0)
+    assert ratio_tail_index(0.3, 0.3) == ratio_tail_index(0.35, 0.3) == math.inf
 
 
 def test_the_ratio_of_gaussians_has_this_tail() -> None:
     """P(ρ > 10) = (10/q)^−α with q = 0.390625: 0.00488; 0.00002 of standard error for a million."""
     share = (gaussian_ratio(SEED_RUN, 1_000_000) > 10.0).double().mean().item()
-    assert share == pytest.approx((10.0 / 0.390625) ** -gaussian_tail_index(*SEED_RUN), abs=3e-4)
+    assert share == pytest.approx((10.0 / 0.390625) ** -ratio_tail_index(*SEED_RUN), abs=3e-4)
 
 
 def test_hill_of_three_values() -> None:
