@@ -263,3 +263,53 @@ def test_torchs_random_numbers_give_the_published_statistics(tmp_path: Path) -> 
     assert mean["clip_fraction"] == pytest.approx(math.exp(-0.5 * (0.4 / 0.25) ** 2), abs=0.01)
     assert mean["td_loss"] == pytest.approx(2.5e-5, rel=0.2)
     assert mean["critic_teacher_error"] == pytest.approx(0.0445, abs=0.002)
+
+
+# The published check with a fixed target policy: another configuration, all five rows.
+_FIXED_PI = (
+    # td_loss, critic_teacher_error, tracking_gap, mean_rho2, w_norm
+    (3.9874858102734524e-05, 0.02238589076269836, 1.7045843581273991e-34, 1.77998782662024, 1.5482714919684342),
+    (0.0001023249789170584, 0.022384662169519145, 2.058643256595072e-34, 1.4294663970661148, 1.548266876507248),
+    (8.443227936559631e-05, 0.022383803054759316, 2.058643256595072e-34, 1.7603768989607473, 1.5482623907820892),
+    (5.6247136297430053e-05, 0.022382824489762886, 2.058643256595072e-34, 1.5848387996284423, 1.5482549088065858),
+    (0.00015153027026911734, 0.022380879533493984, 2.058643256595072e-34, 1.480000678331054, 1.5482396714326339),
+)
+
+
+def test_golden_rows_of_a_fixed_target_policy(tmp_path: Path) -> None:
+    environment = {"max_episode_steps": 50, "p_mix": 0.1, "action_mode": "ball_clip", "precision": "float64"}
+    data = RolloutDataModule(
+        "rlmods/TorusGobletGhost-v0",
+        total_env_steps=500,
+        num_envs=2,
+        n_steps=50,
+        gamma=0.95,
+        env_kwargs={**environment, "feature_dim": 256, "actor_feature_dim": 64},
+    )
+    model = LinearTD(
+        data.spec,
+        learning_rate=0.1,
+        actor_learning_rate=0.0,
+        beta=0.2,
+        behaviour_std=0.3,
+        target_std=0.2,
+        num_bootstrap_samples=2,
+        theta_radius=5.0,
+        random_stream="numpy",
+    )
+    rows = _Rows()
+    make_trainer(tmp_path, rows, logger=False, enable_checkpointing=False, limit_val_batches=0).fit(
+        model, datamodule=data
+    )
+    assert rows.values == [pytest.approx(row, rel=1e-12, abs=0.0) for row in _FIXED_PI]
+
+
+class _Rows(Callback):
+    def __init__(self) -> None:
+        self.values: list[tuple[float, ...]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        names = ("td_loss", "critic_teacher_error", "tracking_gap", "mean_rho2", "w_norm")
+        self.values.append(tuple(float(outputs[name]) for name in names))

@@ -478,14 +478,12 @@ def test_state_round_trip(tmp_path: Path) -> None:
     torch.save(guard.state_dict(), tmp_path / "state")
     other = NonFiniteGuard(max_bundles=5)
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    assert other.state_dict() == guard.state_dict()
-    assert other.bundles == 1
+    assert (other.state_dict(), other.bundles) == (guard.state_dict(), 1)
     for each in (guard, other):
         assert each.detector.update([[True] * 30], find(REWARD))[0].severity is Severity.FATAL
     assert other.detector.state_dict() == guard.detector.state_dict()
     other.rearm()
-    assert other.detector.still_active() == []
-    assert other.active == {}
+    assert (other.detector.still_active(), other.active) == ([], {})
 
 
 @pytest.mark.parametrize(
