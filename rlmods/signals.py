@@ -57,6 +57,23 @@ SIGNALS: dict[str, Signal] = {
     "learning_rate": Signal("[]", "1", 0.0, math.inf, {"train/learning_rate": _STATE}),
     "exploration_rate": Signal("[]", "probability", 0.0, 1.0, {"rollout/exploration_rate": _STATE}),
     "update_steps": Signal("[]", "updates", 0.0, math.inf, {"train/n_updates": _STATE}),
+    # Of actors and critics of continuous actions; K_a of the K updates also moved the actor.
+    "critic_loss": Signal("[K]", "return²", 0.0, math.inf, {"train/critic_loss": _MEAN}),
+    "actor_loss": Signal("[K_a]", "-return", -math.inf, math.inf, {"train/actor_loss": _MEAN}),
+    "twin_gap": Signal("[K, B]", "return, |Q1 - Q2|", 0.0, math.inf, {"stability/twin_gap": _MEAN}),
+    "q_policy": Signal(
+        "[K_a, B]",
+        "return, Q at the policy's action",
+        -math.inf,
+        math.inf,
+        {"train/q_policy_mean": _MEAN, "stability/q_policy_max": _MAXIMUM},
+    ),
+    "pre_tanh": Signal("[K_a, B, A]", "1", -math.inf, math.inf, {"stability/pre_tanh_abs": _ABSOLUTE_MEAN}),
+    "feature_norm": Signal("[K]", "L2 norm, mean over B", 0.0, math.inf, {"stability/feature_norm": _MEAN}),
+    "ent_coef": Signal("[K]", "return", 0.0, math.inf, {"train/ent_coef": _MEAN}),
+    "ent_coef_loss": Signal("[K]", "1", -math.inf, math.inf, {"train/ent_coef_loss": _MEAN}),
+    "entropy": Signal("[K_a]", "nat", -math.inf, math.inf, {"train/entropy": _MEAN}),
+    "exploration_noise": Signal("[]", "half the action range", 0.0, math.inf, {"rollout/exploration_noise": _STATE}),
     # Of off-policy learning with importance ratios.
     "importance_ratio": Signal("[K, B]", "1, before any clip", 0.0, math.inf, {"stability/importance_ratio": _MEAN}),
     "behaviour_std": Signal("[]", "action", 0.0, math.inf, {}),
@@ -106,5 +123,9 @@ def curves(name: str) -> Mapping[str, Curve]:
 
 
 def stack_signals(updates: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The signals of K updates, each stacked along a new first axis, detached."""
-    return {name: torch.stack([update[name].detach() for update in updates]) for name in updates[0]}
+    """The signals of K updates, each stacked along a new first axis, detached.
+
+    One that not every update has, as those of a delayed actor, is stacked over the updates that have it.
+    """
+    names = dict.fromkeys(name for update in updates for name in update)
+    return {name: torch.stack([update[name].detach() for update in updates if name in update]) for name in names}

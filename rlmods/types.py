@@ -20,7 +20,8 @@ class ArraySpec(TypedDict):
     """One array of an observation. A plain dict, because a checkpoint must load with `weights_only`."""
 
     shape: list[int]
-    dtype: str  # numpy's name: "float32", "uint8"
+    dtype: str  # numpy's name: "float32", "uint8"; uint8 [C, H, W] are pixels
+    frame_stack: NotRequired[int]  # frames that the C channels of pixels are made of; absent where it is one
 
 
 class ActionSpec(TypedDict):
@@ -199,7 +200,9 @@ class ExperienceSource(Protocol):
 
 @runtime_checkable
 class ReplaySource(Protocol):
-    """What a safeguard asks of a data module that has a replay, of this process."""
+    """What a module and a safeguard ask of a data module that has a replay, of this process."""
+
+    learning_starts: int  # environment steps before the first update, over all processes
 
     @property
     def transitions_added(self) -> int:
@@ -214,6 +217,22 @@ class ReplaySource(Protocol):
     @property
     def uses_per_transition(self) -> float:
         """How often a transition is drawn on average, as configured: updates · batch size / transitions collected."""
+        ...
+
+
+@runtime_checkable
+class TrainingEnvironments(Protocol):
+    """What a stage gate asks of a data module, of this process."""
+
+    def fingerprint(self) -> str | None:
+        """Of the training environments' whole state, their clocks and current observations; None if it has none.
+
+        Two are equal where the environments go on alike, bit for bit.
+        """
+        ...
+
+    def episode_returns(self) -> list[float]:
+        """Of the last 100 training episodes that have ended, oldest first."""
         ...
 
 
@@ -246,6 +265,16 @@ class RolloutSource(Protocol):
 
         All are stepped at once. The environments do not end their episodes.
         """
+        ...
+
+
+@runtime_checkable
+class SoftValues(Protocol):
+    """A module whose values contain the entropy of its policy, as those of SAC do."""
+
+    @property
+    def entropy_coefficient(self) -> Tensor:
+        """α, a scalar, as the next update uses it; the entropy is that of actions in [−1, 1]."""
         ...
 
 

@@ -54,7 +54,6 @@ class FaultyDQN(Faulty, DQN):
         self.manual_backward(loss)
         self.grad_norm = grad_norm = self.clip()
         self._step(optimizer, counts=counts)
-        self.update_steps += 1
         return grad_norm
 
     def clip(self) -> Tensor:

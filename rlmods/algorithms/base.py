@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from rlmods.functional.norms import clip_by_global_norm_, global_norm
-from rlmods.types import EnvSpec, EpisodeBatch, Evaluator, ExperienceSource, Feedback, Observation
+from rlmods.types import EnvSpec, EpisodeBatch, Evaluator, ExperienceSource, Feedback, Observation, ReplaySource
 
 TargetTransform = Callable[[Tensor], Tensor]
 
@@ -27,6 +27,7 @@ class Algorithm(LightningModule):
     Attributes:
         spec: of the environment that the networks were built for.
         total_env_steps: the budget, by which schedules run; the data module owns it, 0 until a trainer has attached it.
+        learning_starts: environment steps before the first update; owned by the data module as well.
         update_steps: gradient updates so far.
         target_transforms: callables that the algorithm applies in turn to its bootstrap targets `[B]`.
         grad_norm: L2 norm before the clip of the update under way, for who looks at it in a step hook.
@@ -38,6 +39,7 @@ class Algorithm(LightningModule):
         self.automatic_optimization = False
         self.spec = spec
         self.total_env_steps = 0
+        self.learning_starts = 0
         self.update_steps = 0
         self.target_transforms: list[TargetTransform] = []
         self.grad_norm: Tensor | None = None
@@ -62,6 +64,8 @@ class Algorithm(LightningModule):
         source = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(source, ExperienceSource):
             self.total_env_steps = source.total_env_steps
+        if isinstance(source, ReplaySource):
+            self.learning_starts = source.learning_starts
 
     def teardown(self, stage: str) -> None:
         """Give the CPU its denormal numbers back."""
@@ -97,7 +101,6 @@ class Algorithm(LightningModule):
                 grad_norm = clip_by_global_norm_(gradients, max_grad_norm)
         self.grad_norm = grad_norm
         self._step(optimizer, counts=counts)
-        self.update_steps += 1
         return grad_norm
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -126,10 +129,17 @@ class Algorithm(LightningModule):
 
     def single_optimizer(self) -> LightningOptimizer:
         """The optimiser of an algorithm that has one."""
-        optimizer = self.optimizers()
-        if not isinstance(optimizer, LightningOptimizer):
-            raise TypeError(f"got {type(optimizer).__name__}, expected one optimiser from configure_optimizers")
+        (optimizer,) = self.named_optimizers().values()
         return optimizer
+
+    def named_optimizers(self) -> dict[str, LightningOptimizer]:
+        """The optimisers by the name of their first parameter group, else by number."""
+        optimizers = self.optimizers()
+        if not isinstance(optimizers, list):
+            optimizers = [optimizers]
+        return {
+            str(optimizer.param_groups[0].get("name", number)): optimizer for number, optimizer in enumerate(optimizers)
+        }
 
     def feed_back(self, index: Tensor, *, td_error: Tensor) -> None:
         """Tell the replay, where it listens, the TD errors `[K, B]` of the slots `[K, B]`."""
@@ -184,6 +194,23 @@ class Algorithm(LightningModule):
         if not episodes.successes.isnan().all():
             metrics["success_rate"] = episodes.successes.nanmean()
         return metrics
+
+    def value_gap(self, episodes: EpisodeBatch, start_value: Tensor, final_value: Tensor) -> dict[str, Tensor]:
+        """What the policy expected at the first observations, and by how much it was wrong.
+
+        Args:
+            episodes: E of them.
+            start_value: `[E]`, what the policy expects at their first observations.
+            final_value: `[E]`, and at their last, with which a truncated episode is continued.
+
+        Returns:
+            `q_start`, the mean of the first; `q_gap`, the mean of it minus the discounted return that followed;
+            `q_gap_sem`, the standard error of that mean.
+        """
+        continuation = episodes.final_discount * final_value
+        gap = start_value - (episodes.discounted_returns.to(start_value) + continuation)
+        sem = gap.std(correction=0) / max(gap.numel() - 1, 1) ** 0.5
+        return {"q_start": start_value.mean(), "q_gap": gap.mean(), "q_gap_sem": sem}
 
     def _log_episodes(self, group: str, evaluator: Evaluator) -> EpisodeBatch:
         episodes = self._of_all_processes(evaluator.run(self))

@@ -136,6 +136,7 @@ class DQN(Algorithm):
         """One gradient step on a mini-batch of B transitions, and a target update when it is due."""
         signals = self.signals(minibatch)
         signals["grad_norm/q"] = self.optimize(optimizer, signals["loss"], self.max_grad_norm, counts=counts)
+        self.update_steps += 1
         if self.update_steps % self.target_update_interval == 0:
             polyak_update(self.target_network.parameters(), self.q_network.parameters(), self.tau)
         return signals
@@ -172,20 +173,10 @@ class DQN(Algorithm):
         return target
 
     def evaluation_metrics(self, episodes: EpisodeBatch) -> dict[str, Tensor]:
-        """Adds what the network expected to get at the first observations, and by how much it was wrong.
-
-        `q_start` is the mean of max_a Q there; `q_gap` the mean over the episodes of max_a Q minus the discounted
-        return that followed, where a truncated episode is continued by the network's own value; `q_gap_sem` the
-        standard error of that mean.
-        """
-        metrics = super().evaluation_metrics(episodes)
-        q_start = self.q_network(episodes.start_observation).amax(-1)
-        continuation = episodes.final_discount * self.q_network(episodes.final_observation).amax(-1)
-        gap = q_start - (episodes.discounted_returns.to(q_start) + continuation)
-        metrics["q_start"] = q_start.mean()
-        metrics["q_gap"] = gap.mean()
-        metrics["q_gap_sem"] = gap.std(correction=0) / max(gap.numel() - 1, 1) ** 0.5
-        return metrics
+        """Adds what max_a Q expected at the first observations, and by how much it was wrong (`value_gap`)."""
+        start_value = self.q_network(episodes.start_observation).amax(-1)
+        final_value = self.q_network(episodes.final_observation).amax(-1)
+        return super().evaluation_metrics(episodes) | self.value_gap(episodes, start_value, final_value)
 
     def configure_optimizers(self) -> Optimizer:
         """Adam with one parameter group, named `q`."""

@@ -215,6 +215,7 @@ class LinearTD(Algorithm):
         self._set_learning_rates(optimizer)
         before = [parameter.detach().clone() for parameter in (self.weight, self.actors.theta)]
         grad_norm = self.optimize(optimizer, self._loss(samples, batch), self.max_grad_norm, counts=True)
+        self.update_steps += 1
         self.actors.follow(self.beta, self.theta_radius)
         signals = {
             "q_value": samples.value,
