@@ -1,6 +1,5 @@
 """Bootstrap targets stay where values can be."""
 
-import re
 from typing import Any
 
 import torch
@@ -11,11 +10,9 @@ from torch.utils.hooks import RemovableHandle
 
 from rlmods.callbacks.detectors import Confirmation, Severity, Verdict
 from rlmods.callbacks.safeguard import Mode, Readings, Safeguard, is_window
-from rlmods.callbacks.target_networks import target_networks
+from rlmods.callbacks.seen_values import SeenValues, entropy_bonus
+from rlmods.callbacks.target_networks import target_value_networks
 from rlmods.callbacks.transitions import transition_of
-from rlmods.functional.value_bounds import ValueInterval, value_interval
-
-_NO_VALUES = re.compile("actor|policy|encoder|trunk|backbone")
 
 
 class ClampDetector:
@@ -56,6 +53,8 @@ class TargetClamp(Safeguard):
 
     The interval comes from the transitions that were seen: their rewards and discounts
     (`rlmods.functional.value_bounds.value_interval`), or is given. A clamp to it changes no target that is possible.
+    Soft values (`rlmods.types.SoftValues`) are clamped from above alone, with the entropy that can be added to them; of
+    a target that is made from one drawn action, the far tail of −ln π may be cut.
 
     Where the module has `target_transforms` (all algorithms of rlmods), the clamp is one of them. Elsewhere it is a
     forward hook on the modules whose name says that they are a target network (`target`, `tgt`, `slow`, `ema`), and
@@ -92,7 +91,7 @@ class TargetClamp(Safeguard):
         self.low, self.high = low, high
         self.every_n_iterations = every_n_iterations
         self.detector = ClampDetector(max_fraction=max_fraction, windows=windows)
-        self._seen: ValueInterval | None = None  # what the transitions allow
+        self._seen = SeenValues()
         self._bounds: tuple[Tensor, Tensor] | None = None  # of this iteration
         self._outside: list[Tensor] = []  # before the clamp, of a sampled iteration
         self._is_sampling = False
@@ -105,7 +104,7 @@ class TargetClamp(Safeguard):
         if isinstance(transforms, list):
             transforms.append(self.clamp)
             return
-        networks = {name: net for name, net in target_networks(pl_module).items() if not _NO_VALUES.search(name)}
+        networks = target_value_networks(pl_module)
         if not networks:
             raise ValueError(
                 f"TargetClamp found nothing to clamp in {type(pl_module).__name__}: expected a list target_transforms, "
@@ -122,8 +121,8 @@ class TargetClamp(Safeguard):
         if self.low is not None and self.high is not None:
             return
         transition = transition_of(batch, self, "low=... and high=...")
-        seen = value_interval(transition.reward, transition.discount)
-        self._seen = seen if self._seen is None else self._seen.hull(seen)
+        self._seen.see(transition.reward, transition.discount)
+        self._seen.see_entropy(entropy_bonus(pl_module, None, transition))
 
     def clamp(self, target: Tensor) -> Tensor:
         """Targets, or a target network's values, of any shape, into the interval."""
@@ -151,15 +150,23 @@ class TargetClamp(Safeguard):
         return self._bounds
 
     def _find_bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        everything = ValueInterval(like.new_tensor(-torch.inf), like.new_tensor(torch.inf))
-        seen = everything if self._seen is None else ValueInterval(*(bound.to(like) for bound in self._seen))
-        # Before the first reward 0 is all that was seen. To clamp to it would take away the differences between the
-        # actions of a fresh network, by which it finds the first reward.
-        is_known = seen.low < seen.high
+        low, high = like.new_tensor(-torch.inf), like.new_tensor(torch.inf)
+        seen, size = self._seen.interval, self._seen.size
+        if seen is not None and size is not None:
+            # Before the first reward 0 is all that was seen. To clamp to it would take away the differences between the
+            # actions of a fresh network, by which it finds the first reward.
+            is_known = size.to(like) > 0.0
+            low, high = seen.low.to(like).where(is_known, low), seen.high.to(like).where(is_known, high)
         return (
-            seen.low.where(is_known, everything.low) if self.low is None else like.new_tensor(self.low),
-            seen.high.where(is_known, everything.high) if self.high is None else like.new_tensor(self.high),
+            low if self.low is None else like.new_tensor(self.low),
+            high if self.high is None else like.new_tensor(self.high),
         )
+
+    def _size(self, low: Tensor, high: Tensor) -> Tensor:
+        size = torch.maximum(high - low, torch.maximum(low.abs(), high.abs()))
+        seen = self._seen.size
+        # Soft values have no lower end.
+        return size if seen is None else size.where(size.isfinite(), torch.maximum(seen.to(high), high.abs()))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -171,7 +178,7 @@ class TargetClamp(Safeguard):
         if self._outside:
             targets = torch.cat([target.reshape(-1) for target in self._outside])
             low, high = self._interval(targets)
-            slack = 0.01 * torch.maximum(high - low, torch.maximum(low.abs(), high.abs()))
+            slack = 0.01 * self._size(low, high)
             outside = ((targets > high + slack) | (targets < low - slack)).float().mean()
             statistics = torch.stack([outside, -low, high])
         else:
@@ -209,12 +216,10 @@ class TargetClamp(Safeguard):
 
     def state_dict(self) -> dict[str, Any]:
         """The interval and the windows."""
-        seen = None if self._seen is None else [float(bound) for bound in self._seen]
-        return {**super().state_dict(), "seen": seen, "busy": self.detector.busy.state_dict()}
+        return {**super().state_dict(), "seen": self._seen.state_dict(), "busy": self.detector.busy.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on."""
         super().load_state_dict(state_dict)
-        seen = state_dict["seen"]
-        self._seen = None if seen is None else ValueInterval(torch.tensor(seen[0]), torch.tensor(seen[1]))
+        self._seen.load_state_dict(state_dict["seen"])
         self.detector.busy.load_state_dict(state_dict["busy"])

@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule
 from torch.nn import Module
 
 _TARGET = re.compile(r"(^|[._])(target|targ|tgt|slow|ema)(?=[._\d]|$)")
+_NO_VALUES = re.compile("actor|policy|encoder|trunk|backbone")
 
 
 def target_networks(pl_module: LightningModule) -> dict[str, Module]:
@@ -16,6 +17,11 @@ def target_networks(pl_module: LightningModule) -> dict[str, Module]:
         if _TARGET.search(name) and next(module.parameters(), None) is not None
     }
     return {name: module for name, module in named.items() if not _has_ancestor(name, named)}
+
+
+def target_value_networks(pl_module: LightningModule) -> dict[str, Module]:
+    """Those of them that return values: no actors, no encoders."""
+    return {name: net for name, net in target_networks(pl_module).items() if not _NO_VALUES.search(name)}
 
 
 def online_network(pl_module: LightningModule, target: str) -> Module | None:

@@ -7,8 +7,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from rlmods.callbacks.target_networks import target_networks
-from rlmods.types import ReplayBatch
+from rlmods.callbacks.target_networks import target_value_networks
+from rlmods.types import ReplayBatch, SoftValues
 
 
 def probe_targets(pl_module: LightningModule, batch: Any) -> dict[str, Tensor]:
@@ -18,8 +18,9 @@ def probe_targets(pl_module: LightningModule, batch: Any) -> dict[str, Tensor]:
         Empty where the module has no such method or the batch is no `ReplayBatch`. Else `requires_grad`: whether they
         carry a graph; in the unit of the targets,
         `discount_ignored`: how far y with half of D misses half of D·V; and, where target networks that return values
-        of actions `[B, A]` were asked, `bootstrap_outside`: how far y − R lies outside D times what they said of the
-        next state. Whatever action a policy takes there, its value is not outside.
+        of actions `[B, A]`, of twins `[2, B]` or of one action `[B]` were asked, `bootstrap_outside`: how far y − R
+        lies outside D times what they said of the next state. Whatever action a policy takes there, its value is not
+        outside; soft values may be, for the entropy comes in.
     """
     td_target = getattr(pl_module, "td_target", None)
     if not callable(td_target) or not isinstance(batch, ReplayBatch):
@@ -29,13 +30,14 @@ def probe_targets(pl_module: LightningModule, batch: Any) -> dict[str, Tensor]:
 
     def listen(*call: Any) -> None:
         output = call[-1]
-        if isinstance(output, Tensor) and output.shape[:-1] == transition.reward.shape:
-            said.append(output)
+        columns = _values_by_transition(output, transition.reward) if isinstance(output, Tensor) else None
+        if columns is not None:
+            said.append(columns)
 
     in_use: list[Any] = getattr(pl_module, "target_transforms", [])
     transforms = list(in_use)
     in_use.clear()
-    handles = [network.register_forward_hook(listen) for network in target_networks(pl_module).values()]
+    handles = [network.register_forward_hook(listen) for network in target_value_networks(pl_module).values()]
     try:
         targets = []
         for factor in (1.0, 0.5):
@@ -49,8 +51,20 @@ def probe_targets(pl_module: LightningModule, batch: Any) -> dict[str, Tensor]:
     carries_graph = torch.tensor(float(targets[0].requires_grad), device=targets[0].device)
     whole, half = (target.detach() - transition.reward for target in targets)
     probed = {"discount_ignored": (whole - 2.0 * half).abs().amax(), "requires_grad": carries_graph}
-    if said:
+    if said and not isinstance(pl_module, SoftValues):
         values = torch.cat([value.detach() for value in said], dim=-1)
         low, high = transition.discount * values.amin(-1), transition.discount * values.amax(-1)
         probed["bootstrap_outside"] = torch.maximum(whole - high, low - whole).clamp(min=0.0).amax()
     return probed
+
+
+def _values_by_transition(output: Tensor, reward: Tensor) -> Tensor | None:
+    """Values `[B, n]` of a network's output for rewards `[B]`; None where it is of another shape, or of either."""
+    by_action, by_twin = output.shape[:-1] == reward.shape, output.dim() > 1 and output.shape[1:] == reward.shape
+    if by_action and by_twin:
+        return None
+    if output.shape == reward.shape:
+        return output.unsqueeze(-1)
+    if by_twin:
+        return output.movedim(0, -1)
+    return output if by_action else None

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rlmods.callbacks.detectors import Severity, Verdict
 from rlmods.callbacks.safeguard import Mode, Readings, Safeguard, is_window, require_signals
+from rlmods.callbacks.seen_values import SeenValues, entropy_bonus
 from rlmods.callbacks.target_probe import probe_targets
 from rlmods.callbacks.transitions import transition_of
 from rlmods.callbacks.value_detector import Gap, ValueDetector, ValueWindow
-from rlmods.functional.value_bounds import ValueInterval, explained_variance, value_interval
+from rlmods.functional.value_bounds import ValueInterval, explained_variance
 from rlmods.types import ExperienceSource, Observation, ReplayBatch, Transition
 
 # Windows between two probes of the module's td_target, which cost two more of them.
@@ -40,8 +41,9 @@ class ValueBoundGuard(Safeguard):
     Identities, exact in every run: a terminated transition's target is its reward; discounts lie below 1; the error
     that is fed back is target − value; targets carry no graph; half the discount adds half the bootstrap value (a probe
     of `td_target(transition)`, where the module has that method); episodes that end are stored as ended. Bounds: no
-    policy has a value outside the interval that the rewards and discounts allow. And, of each evaluation that logs
-    them, `eval/q_gap` with `eval/q_gap_sem`: Q at the start states minus the discounted return.
+    policy has a value outside the interval that the rewards and discounts allow; soft values (signal `ent_coef`, or
+    `rlmods.types.SoftValues`) have an upper end alone, which the largest entropy so far raises. And, of each evaluation
+    that logs them, `eval/q_gap` with `eval/q_gap_sem`: Q at the start states minus the discounted return.
 
     It changes nothing; `TargetClamp` clamps, `Rollback` goes back.
 
@@ -76,7 +78,7 @@ class ValueBoundGuard(Safeguard):
         self.low, self.high = low, high
         self.every_n_iterations = every_n_iterations
         self.detector = ValueDetector(slack=slack, gap=gap)
-        self._seen: ValueInterval | None = None
+        self._seen = SeenValues()
         self._rewards: ValueInterval | None = None  # the rewards themselves
         self._unseen: list[tuple[Tensor, Tensor]] = []  # rewards and discounts since the last window
         self._start: list[Tensor] = []  # lowest, mean and highest target of the first update
@@ -102,8 +104,7 @@ class ValueBoundGuard(Safeguard):
             return
         reward, discount = (torch.cat(column) for column in zip(*self._unseen, strict=True))
         self._unseen = []
-        seen = value_interval(reward, discount)
-        self._seen = seen if self._seen is None else self._seen.hull(seen)
+        self._seen.see(reward, discount)
         # A reward at the end, as that of a goal, says nothing about the scale of the others.
         is_inner = reward.isfinite() & (discount > 0.0)
         low, high = reward.where(is_inner, torch.inf).amin(), reward.where(is_inner, -torch.inf).amax()
@@ -129,6 +130,8 @@ class ValueBoundGuard(Safeguard):
             return
         with torch.no_grad():
             self._see()
+            if has_outputs:
+                self._seen.see_entropy(entropy_bonus(pl_module, outputs, getattr(batch, "transition", batch)))
             measured = self._measure(pl_module, outputs, batch) if has_outputs else {}
         length = _episode_length(trainer)
         if length is not None:
@@ -143,7 +146,8 @@ class ValueBoundGuard(Safeguard):
         self._interval = [window.low, window.high]
         self.report(trainer, self.detector.update(window))
         names = ("low", "high", "target_low", "target_high", "q_low", "q_high", "explained_variance")
-        self.draw(trainer, {name: getattr(window, name) for name in names})
+        # Soft values have no lower end to draw.
+        self.draw(trainer, {name: value for name in names if not math.isinf(value := getattr(window, name))})
 
     def _measure(self, pl_module: LightningModule, outputs: Mapping[str, Tensor], batch: Any) -> dict[str, Tensor]:
         q_value, target = outputs["q_value"].float(), outputs["td_target"].float()
@@ -165,8 +169,8 @@ class ValueBoundGuard(Safeguard):
         measured |= dict(zip(("start_low", "start_mean", "start_high"), self._start, strict=True))
         bounds = self._bounds(target)
         measured |= bounds
-        if "low" in bounds and "high" in bounds:
-            beyond = self.detector.slack * (bounds["high"] - bounds["low"])
+        if "size" in bounds:
+            beyond = self.detector.slack * bounds["size"]
             low, high = bounds["low"] - beyond, bounds["high"] + beyond
             measured["q_outside"] = ((q_value < low) | (q_value > high)).float().mean()
             measured["target_outside"] = ((target < low) | (target > high)).float().mean()
@@ -181,10 +185,12 @@ class ValueBoundGuard(Safeguard):
 
     def _bounds(self, like: Tensor) -> dict[str, Tensor]:
         bounds = {}
-        if self._seen is not None and self._rewards is not None:
+        seen, size = self._seen.interval, self._seen.size
+        if seen is not None and size is not None and self._rewards is not None:
             bounds = {
-                "low": self._seen.low,
-                "high": self._seen.high,
+                "low": seen.low,
+                "high": seen.high,
+                "size": size,
                 "reward_low": self._rewards.low,
                 "reward_high": self._rewards.high,
             }
@@ -192,6 +198,10 @@ class ValueBoundGuard(Safeguard):
             bounds["low"] = like.new_tensor(self.low)
         if self.high is not None:
             bounds["high"] = like.new_tensor(self.high)
+        if "low" in bounds and "high" in bounds:
+            width = bounds["high"] - bounds["low"]
+            # Soft values have no lower end: theirs is that of the rewards alone.
+            bounds["size"] = width.where(width.isfinite(), bounds.get("size", width))
         return bounds
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -223,8 +233,8 @@ class ValueBoundGuard(Safeguard):
         self._see()
         return {
             **super().state_dict(),
-            "seen": _to_floats(self._seen),
-            "rewards": _to_floats(self._rewards),
+            "seen": self._seen.state_dict(),
+            "rewards": None if self._rewards is None else [float(bound) for bound in self._rewards],
             "start": [float(value) for value in self._start],
             "interval": list(self._interval),
             "windows": self._windows,
@@ -235,8 +245,9 @@ class ValueBoundGuard(Safeguard):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on."""
         super().load_state_dict(state_dict)
-        self._seen = _from_floats(state_dict["seen"])
-        self._rewards = _from_floats(state_dict["rewards"])
+        self._seen.load_state_dict(state_dict["seen"])
+        rewards = state_dict["rewards"]
+        self._rewards = None if rewards is None else ValueInterval(*(torch.tensor(bound) for bound in rewards))
         self._start = [torch.tensor(value) for value in state_dict["start"]]
         self._interval = list(state_dict["interval"])
         self._windows = state_dict["windows"]
@@ -291,11 +302,3 @@ def _episode_length(trainer: Trainer) -> float | None:
     source = trainer.datamodule  # type: ignore[attr-defined]
     statistics = source.rollout_statistics() if isinstance(source, ExperienceSource) else {}
     return statistics.get("rollout/ep_len_mean")
-
-
-def _to_floats(interval: ValueInterval | None) -> list[float] | None:
-    return None if interval is None else [float(bound) for bound in interval]
-
-
-def _from_floats(bounds: list[float] | None) -> ValueInterval | None:
-    return None if bounds is None else ValueInterval(torch.tensor(bounds[0]), torch.tensor(bounds[1]))

@@ -19,6 +19,7 @@ class ValueWindow(NamedTuple):
 
     low: float  # of the interval that the transitions allow, or that was given
     high: float
+    size: float  # high − low; of soft values, which have no low, high − the low of the rewards alone
     reward_low: float  # of the rewards (n-step sums) of all transitions so far
     reward_high: float
     q_low: float
@@ -215,7 +216,8 @@ class ValueDetector:
     # Bounds: no policy has a value outside
 
     def _bounds(self, window: ValueWindow) -> list[Verdict]:
-        size = max(window.high - window.low, abs(window.low), abs(window.high))
+        ends = [abs(end) for end in (window.low, window.high) if not math.isinf(end)]
+        size = max(window.size, *ends)
         if not (math.isfinite(size) and size > 0.0):
             return []
         # Values that begin outside, because rewards are small against the initial network, stay or come closer; a

@@ -43,6 +43,36 @@ def value_interval(reward: Tensor, discount: Tensor) -> ValueInterval:
     return ValueInterval(low.clamp(max=0.0), high.clamp(min=0.0))
 
 
+def longest_bootstrap(discount: Tensor) -> Tensor:
+    """The largest D / (1 − D), a scalar: what a bonus of 1 in every bootstrapped state adds to a value at most.
+
+    γ / (1 − γ) in one step. 10³⁰ times D where nothing fades; −∞ for `[0]`, a neutral element of the maximum.
+
+    Args:
+        discount: `[...]`, γ^horizon · (1 − terminated).
+    """
+    if discount.numel() == 0:
+        return discount.new_tensor(-torch.inf)
+    return (discount / (1.0 - discount).clamp(min=1e-30)).amax()
+
+
+def soft_value_interval(interval: ValueInterval, bootstrap: Tensor, entropy_bonus: Tensor) -> ValueInterval:
+    """The values that the soft Bellman equation allows: y = R + D·(Q − α ln π) (Haarnoja et al. 2018, equation 3).
+
+    In expectation −ln π is an entropy, at most H. So a high is closed where R + D·(high + α·H) ≤ high: with rewards up
+    to r_max in one step (r_max + γ·α·H) / (1 − γ). The entropy of a density has no lower end, and neither have the
+    values.
+
+    Args:
+        interval: of the rewards alone, as `value_interval` finds it.
+        bootstrap: scalar, as `longest_bootstrap` finds it.
+        entropy_bonus: scalar α·H, at least 0; H is A·ln 2 for A actions in [−1, 1].
+    """
+    # No transition, no bonus: −∞ · 0 would be NaN.
+    bonus = bootstrap.clamp(min=0.0) * entropy_bonus.clamp(min=0.0)
+    return ValueInterval(torch.full_like(interval.low, -torch.inf), interval.high + bonus)
+
+
 def explained_variance(target: Tensor, error: Tensor) -> Tensor:
     """1 − Var(error) / Var(target): at most 1, negative where a constant predicts better, NaN for a constant target.
 

@@ -32,6 +32,7 @@ from rlmods.types import Minibatch, ReplayBatch, Transition
 HEALTHY = ValueWindow(
     low=1.0,
     high=100.0,
+    size=99.0,
     reward_low=1.0,
     reward_high=1.0,
     q_low=5.0,
@@ -70,7 +71,7 @@ def means(values: list[float], low: float = 0.0, high: float = 1.0) -> list[list
     """What is said of targets that all equal these values, window by window, from ACT on."""
     watch = detector()
     first = values[0]
-    start = HEALTHY._replace(low=low, high=high, start_low=first, start_mean=first, start_high=first)
+    start = HEALTHY._replace(low=low, high=high, size=high - low, start_low=first, start_mean=first, start_high=first)
     windows = [start._replace(q_low=v, q_high=v, target_low=v, target_mean=v, target_high=v) for v in values]
     return [causes(watch.update(window), ACT) for window in windows]
 
@@ -151,10 +152,10 @@ def test_a_tenth_of_the_values_outside_is_a_warning_after_three_windows() -> Non
 def test_a_long_phase_without_rewards_is_silent() -> None:
     """The interval is a point, rewards do not vary, targets hardly do; then the goal is reached, worth 1."""
     watch = detector()
-    zero = HEALTHY._replace(low=0.0, high=0.0, reward_low=0.0, reward_high=0.0, q_low=-0.02, q_high=0.03)
+    zero = HEALTHY._replace(low=0.0, high=0.0, size=0.0, reward_low=0.0, reward_high=0.0, q_low=-0.02, q_high=0.03)
     zero = zero._replace(target_low=-0.02, target_mean=0.0, target_high=0.03, explained_variance=math.nan)
     assert not any(watch.update(zero) for _ in range(200))
-    found = zero._replace(high=1.0, target_high=1.0)
+    found = zero._replace(high=1.0, size=1.0, target_high=1.0)
     assert not any(watch.update(found) for _ in range(50))
 
 

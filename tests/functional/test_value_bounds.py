@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlmods.functional.value_bounds import ValueInterval, explained_variance, value_interval
+from rlmods.functional.value_bounds import (
+    ValueInterval,
+    explained_variance,
+    longest_bootstrap,
+    soft_value_interval,
+    value_interval,
+)
 
 
 def interval(reward: list[float], discount: list[float]) -> tuple[float, float]:
@@ -77,6 +83,41 @@ def test_targets_of_values_inside_stay_inside(rewards: list[float], discounts: l
     rounding = 1e-4 * max(float(high - low), float(low.abs()), float(high.abs()))
     assert bool((target >= low - rounding).all())
     assert bool((target <= high + rounding).all())
+
+
+def soft_interval(reward: Tensor, discount: Tensor, entropy_bonus: float) -> ValueInterval:
+    hard = value_interval(reward, discount)
+    return soft_value_interval(hard, longest_bootstrap(discount), torch.tensor(entropy_bonus))
+
+
+def test_golden_soft_values() -> None:
+    """Reward 1, γ = 0.99, α = 0.2, one action in [−1, 1]: (1 + 0.99 · 0.2 · ln 2)/0.01 = 100 + 13.72."""
+    found = soft_interval(torch.tensor([1.0, 0.5]), torch.tensor([0.99, 0.0]), 0.2 * math.log(2.0))
+    assert float(found.high) == pytest.approx(113.7243, rel=1e-4)
+    assert float(found.low) == -math.inf
+
+
+def test_golden_soft_values_of_costs() -> None:
+    """Costs allow 0 at most; γ/(1 − γ) = 9 bonuses of 0.5 are added."""
+    assert float(soft_interval(torch.tensor([-16.0, 0.0]), torch.full((2,), 0.9), 0.5).high) == pytest.approx(4.5)
+
+
+def test_without_entropy_the_upper_end_is_that_of_the_rewards() -> None:
+    assert float(soft_interval(torch.ones(3), torch.full((3,), 0.5), 0.0).high) == 2.0
+
+
+def test_no_transitions_allow_no_soft_values() -> None:
+    assert float(soft_interval(torch.zeros(0), torch.zeros(0), 1.0).high) == -math.inf
+
+
+@given(_REWARDS, st.lists(st.floats(0, 0.9375, width=32), min_size=8, max_size=8), st.floats(0, 2), st.floats(-50, 0))
+def test_soft_targets_of_values_below_the_end_stay_below(
+    rewards: list[float], discounts: list[float], bonus: float, below: float
+) -> None:
+    reward, discount = torch.tensor(rewards), torch.tensor(discounts[: len(rewards)])
+    high = soft_interval(reward, discount, bonus).high
+    target = reward + discount * (high + below + bonus)
+    assert bool((target <= high + 1e-4 * max(float(high.abs()), 1.0)).all())
 
 
 def test_golden_explained_variance() -> None:
