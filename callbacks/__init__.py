@@ -23,6 +23,7 @@ from rlmods.callbacks.repeated_stream_guard import RepeatedStreamGuard
 from rlmods.callbacks.rollback import Rollback
 from rlmods.callbacks.run_record import RunRecord
 from rlmods.callbacks.stability_probe import StabilityProbe
+from rlmods.callbacks.stage_gates import StageGates
 from rlmods.callbacks.target_clamp import TargetClamp
 from rlmods.callbacks.td_error_kernel_probe import TDErrorKernelProbe
 from rlmods.callbacks.value_bound_guard import ValueBoundGuard
@@ -48,6 +49,7 @@ __all__ = [
     "Rollback",
     "RunRecord",
     "StabilityProbe",
+    "StageGates",
     "TDErrorKernelProbe",
     "TargetClamp",
     "ValueBoundGuard",

@@ -4,14 +4,16 @@ import sys
 from collections.abc import Callable, Iterator
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from rlmods.data.episodes import EpisodeStatistics
 from rlmods.data.evaluation import EpisodeEvaluator
+from rlmods.data.fingerprint import fingerprint_of
 from rlmods.data.processes import gather_objects
 from rlmods.envs.environments import Environments
 from rlmods.envs.make import env_spec, make_envs
@@ -19,6 +21,16 @@ from rlmods.types import Observation, Policy
 
 # Streams of randomness that are derived from one seed.
 TRAINING, REPLAY, VALIDATION, TEST = range(4)
+
+
+class _Collector(Protocol):
+    """What collects, of this process."""
+
+    episodes: EpisodeStatistics
+
+    def state_dict(self) -> dict[str, Any]:
+        """With `environments`, None where their state cannot be saved."""
+        ...
 
 
 class ExperienceDataModule(LightningDataModule):
@@ -43,6 +55,7 @@ class ExperienceDataModule(LightningDataModule):
     """
 
     fixed_settings: tuple[str, ...] = ()
+    collector: _Collector | None = None  # of a fit; a subclass makes it in `begin_fit`
 
     def __init__(
         self,
@@ -128,6 +141,17 @@ class ExperienceDataModule(LightningDataModule):
     def progress(self) -> float:
         """The part of the budget that is spent, 0 to 1."""
         return min(1.0, self._env_steps / self.total_env_steps)
+
+    def fingerprint(self) -> str | None:
+        """Of this process's training environments and collector; None where there are none, or none can be saved."""
+        state = None if self.collector is None else self.collector.state_dict()
+        if state is None or state["environments"] is None:
+            return None
+        return fingerprint_of({"iterations": self.iterations, "env_steps": self._env_steps, "collector": state})
+
+    def episode_returns(self) -> list[float]:
+        """Returns of the last 100 training episodes of this process that have ended, oldest first."""
+        return [] if self.collector is None else self.collector.episodes.returns.values().tolist()
 
     # Lightning's hooks
 
