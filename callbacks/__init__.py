@@ -10,6 +10,7 @@ from rlmods.callbacks.fixed_point_probe import FixedPointProbe
 from rlmods.callbacks.global_rng import GlobalRNG
 from rlmods.callbacks.graceful_stop import GracefulStop
 from rlmods.callbacks.gradient_clip_verifier import GradientClipVerifier
+from rlmods.callbacks.gradient_path_probe import GradientPathProbe
 from rlmods.callbacks.inert_learning_guard import InertLearningGuard
 from rlmods.callbacks.kl_spike_pause import KLSpikePause
 from rlmods.callbacks.learning_curves import LearningCurves
@@ -37,6 +38,7 @@ __all__ = [
     "GlobalRNG",
     "GracefulStop",
     "GradientClipVerifier",
+    "GradientPathProbe",
     "InertLearningGuard",
     "KLSpikePause",
     "LearningCurves",

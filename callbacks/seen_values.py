@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from rlmods.callbacks.transitions import num_action_dimensions
 from rlmods.functional.value_bounds import ValueInterval, longest_bootstrap, soft_value_interval, value_interval
 from rlmods.types import SoftValues
 
@@ -76,13 +77,10 @@ def entropy_bonus(pl_module: LightningModule, outputs: Any, transition: Any) -> 
             say: H is then ∞.
     """
     if isinstance(outputs, Mapping) and "ent_coef" in outputs:
-        coefficient = outputs["ent_coef"].detach().float().amax()
+        coefficient: Tensor = outputs["ent_coef"].detach().float().amax()
     elif isinstance(pl_module, SoftValues):
         coefficient = pl_module.entropy_coefficient.detach().float()
     else:
         return None
-    action, reward = getattr(transition, "action", None), getattr(transition, "reward", None)
-    if not isinstance(action, Tensor) or not isinstance(reward, Tensor) or not action.is_floating_point():
-        return torch.full_like(coefficient, torch.inf)
-    most: Tensor = coefficient * (math.prod(action.shape[reward.dim() :]) * math.log(2.0))
-    return most
+    num_actions = num_action_dimensions(transition)
+    return coefficient * (math.inf if num_actions is None else num_actions * math.log(2.0))

@@ -1,8 +1,10 @@
 """What safeguards ask of a batch that is not ours."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback
+from torch import Tensor
 
 from rlmods.callbacks.safeguard import MissingInputError
 from rlmods.types import Transition
@@ -28,3 +30,12 @@ def transition_of(batch: Any, safeguard: Callback, instead: str) -> Transition:
             f"(rlmods.types.Transition), or type {type(safeguard).__name__}({instead})"
         )
     return transition  # type: ignore[no-any-return]
+
+
+def num_action_dimensions(batch: Any) -> int | None:
+    """A of the actions `[..., *shape]` in a batch or in transitions; None where they are discrete or missing."""
+    transition = getattr(batch, "transition", batch)
+    action, reward = getattr(transition, "action", None), getattr(transition, "reward", None)
+    if not isinstance(action, Tensor) or not isinstance(reward, Tensor) or not action.is_floating_point():
+        return None
+    return math.prod(action.shape[reward.dim() :])
