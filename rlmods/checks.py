@@ -1,14 +1,17 @@
 """What is refused before anything is written, each with a sentence: got, expected, what to type."""
 
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
-from lightning_utilities.core.rank_zero import rank_zero_only
+from lightning.pytorch import Callback, LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
+from rlmods.callbacks.stage_gate_detector import refusal
+from rlmods.callbacks.stage_gates import StageGates
 from rlmods.resume import RUNS
 from rlmods.types import Observation
 
@@ -80,3 +83,25 @@ def check_weights(saved: dict[str, torch.Tensor], model: LightningModule) -> Non
                 f"got a checkpoint whose {name} is {got.get(name, 'missing')}, expected {expected.get(name, 'none')}: "
                 "type --config with the config.yaml of the run that wrote it"
             )
+
+
+def refuse_failed_gates(checkpoint: Mapping[str, Any], callbacks: Iterable[Callback], *, force: bool) -> None:
+    """Refuse to go on from a checkpoint of a run that failed a stage gate, also where no `StageGates` watches any more.
+
+    Args:
+        checkpoint: as it was loaded.
+        callbacks: of the trainer; its `StageGates` are told what is forced, and put it on record.
+        force: go on all the same.
+
+    Raises:
+        ValueError: where a gate failed, and neither `force` nor that of a `StageGates` is set.
+    """
+    gates = [callback for callback in callbacks if isinstance(callback, StageGates)]
+    for callback in gates:
+        callback.force |= force
+    reason = refusal(checkpoint.get("stages", {}))
+    if reason is None:
+        return
+    if not force and not any(callback.force for callback in gates):
+        raise ValueError(reason)
+    rank_zero_warn(f"forced: {reason}")

@@ -22,7 +22,14 @@ from rlmods.algorithms.base import Algorithm
 from rlmods.callbacks import Curves, EnvStepsProgressBar, GlobalRNG, GracefulStop, RunRecord
 from rlmods.callbacks.safeguard import MissingInputError, Safeguard
 from rlmods.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError
-from rlmods.checks import check_weights, check_writable, fit_to_spec, read_observations, refuse_unsupported
+from rlmods.checks import (
+    check_weights,
+    check_writable,
+    fit_to_spec,
+    read_observations,
+    refuse_failed_gates,
+    refuse_unsupported,
+)
 from rlmods.configs import find_config
 from rlmods.data.experience import ExperienceDataModule
 from rlmods.manifest import DamagedCheckpointError
@@ -125,6 +132,10 @@ class RLModsCLI(LightningCLI):
             default=1,
             help="Threads of torch on the CPU; small networks are slower with more.",
         )
+        if self.requested == "fit":
+            parser.add_argument(
+                "--force_gates", type=bool, default=False, help="Go on from a checkpoint that failed a stage gate."
+            )
         if self.requested == "test":
             parser.add_argument(
                 "--video", type=str | None, default=None, help="Folder for a video of the first episode."
@@ -181,6 +192,9 @@ class RLModsCLI(LightningCLI):
         if isinstance(self.model, Algorithm):
             self.model.check_checkpoint(checkpoint)
             check_weights(checkpoint["state_dict"], self.model)
+        if self.requested == "fit":
+            force = self._get(self.config, "force_gates")
+            refuse_failed_gates(checkpoint, self.trainer.callbacks, force=force)  # type: ignore[attr-defined]
         state = checkpoint.get(type(self.datamodule).__qualname__)
         if self.requested == "fit" and isinstance(self.datamodule, ExperienceDataModule):
             if not state:

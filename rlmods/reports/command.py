@@ -22,7 +22,8 @@ from rlmods.reports.tables import RunFolderError
 
 _DESCRIPTION = """\
 Reads a run folder and writes report.md, report.json and report.html (with plots) into it; of several folders, a
-comparison: the settings that differ, and the curves over each other. Leaves with 2 where a folder cannot be read.
+comparison: the settings that differ, the scores over seeds, and the curves over each other. Leaves with 2 where a
+folder cannot be read.
 """
 _COMPARISON = Path("report_comparison")
 

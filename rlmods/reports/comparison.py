@@ -8,6 +8,7 @@ from typing import Any
 from rlmods.reports.document import Document, Figure, Grid, Items, Section
 from rlmods.reports.run_data import RunData
 from rlmods.reports.run_report import Report, core_metrics, key_hparams, one_line
+from rlmods.reports.seed_scores import scores_blocks, scores_json, seed_groups
 from rlmods.reports.summary import number
 
 _ABSENT = "(absent)"
@@ -78,11 +79,17 @@ def compare(reports: Mapping[str, Report], figures: Sequence[Figure]) -> Documen
         Section(
             "Settings that Differ", [Grid(header, changed) if changed else Items(["none: the runs are repetitions"])]
         ),
+        Section("Scores over Seeds", scores_blocks(_scores(reports))),
         Section("Health", [_health(reports)]),
         Section("Core Metrics (last)", [_last(reports), *figures]),
     ]
     statuses = ", ".join(f"{label}: {report.status}" for label, report in reports.items())
     return Document("Comparison of Runs", "", f"{statuses}; {len(changed)} settings differ", sections)
+
+
+def _scores(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
+    runs = {label: report.run for label, report in reports.items()}
+    return scores_json(runs, seed_groups(runs, [flatten(run.config) for run in runs.values()]))
 
 
 def _overview(reports: Mapping[str, Report]) -> Grid:
@@ -114,7 +121,7 @@ def _last(reports: Mapping[str, Report]) -> Grid:
 
 
 def comparison_json(reports: Mapping[str, Report]) -> dict[str, Any]:
-    """Folder, status, settings that differ, and the last values."""
+    """Folder, status, settings that differ, the last values, and the scores over seeds."""
     runs = {label: report.run for label, report in reports.items()}
     changed = differing_settings([run.config for run in runs.values()])
     return {
@@ -129,6 +136,7 @@ def comparison_json(reports: Mapping[str, Report]) -> dict[str, Any]:
             for label, report in reports.items()
         },
         "settings": {name: dict(zip(runs, row, strict=True)) for name, row in changed.items()},
+        "scores_over_seeds": _scores(reports),
     }
 
 

@@ -12,6 +12,7 @@ RULES: tuple[Callable[[RunData], Check], ...] = (
     run_rules.complete,
     run_rules.updates_made,
     run_rules.alarms,
+    run_rules.stage_gates,
     run_rules.no_nan_inf,
     lab_rules.probe_missing_values,
     run_rules.monotone_time,

@@ -87,6 +87,13 @@ class RunData:
         """The alarms that a resume has not undone."""
         return [event for event in self.events if event.get("kind") == "alarm" and not event.get("superseded")]
 
+    def gates(self) -> list[dict[str, Any]]:
+        """What the stage gates said last, each with its `checks`, in order; without what a resume has undone."""
+        events = [event for event in self.events if event.get("kind") == "gate" and not event.get("superseded")]
+        evidence = [event.get("evidence") or {} for event in events]
+        latest = {(e.get("safeguard"), e["gate"]): e for e in evidence if isinstance(e.get("checks"), dict)}
+        return list(latest.values())
+
     @cached_property
     def repetitions(self) -> list[RepeatedStretch] | None:
         """Rows of the CSV file (the last 10,000) whose random data are those of earlier rows; None if none can tell."""

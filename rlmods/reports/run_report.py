@@ -102,6 +102,7 @@ def to_document(report: Report, figures: Sequence[Figure]) -> Document:
         Section("Scale Checks", _scale(run)),
         Section("Core Metrics", [_metrics(core_metrics(run)), *figures]),
         Section("Probe Metrics", sections=[Section(name, [_metrics(m)]) for name, m in probe_metrics(run).items()]),
+        Section("Stages", _stages(run)),
         Section("Alarms", _alarms(run)),
         Section("Samples (Head)", [_rows(shown, rows[:_SHOWN_ROWS])]),
         Section("Samples (Tail)", [_rows(shown, rows[-_SHOWN_ROWS:])]),
@@ -199,6 +200,23 @@ def _alarms(run: RunData) -> list[Block]:
     return [Grid(["time", "env_steps", "kind", "safeguard", "cause", "severity", "message", "note"], rows)]
 
 
+def _stages(run: RunData) -> list[Block]:
+    """What each check of each gate said."""
+    words = {True: "PASS", None: "not checked"}
+    rows = [
+        [
+            f"{gate['gate']}{' (forced)' if gate.get('forced') else ''}",
+            _word(gate.get("env_steps")),
+            name,
+            words.get(check.get("passed"), "FAIL" if check.get("severity") == "act" else "WARN"),
+            _word(check.get("reason")),
+        ]
+        for gate in run.gates()
+        for name, check in gate["checks"].items()
+    ]
+    return [Grid(["gate", "env_steps", "check", "result", "reason"], rows)] if rows else []
+
+
 def _rows(shown: Sequence[str], rows: Iterable[Mapping[str, float]]) -> Grid:
     cells = [
         [_count(row[name]) if name in ("iter", "env_steps") else number(row.get(name)) for name in shown]
@@ -254,6 +272,7 @@ def to_json(report: Report) -> dict[str, Any]:
             probe: {name: summary._asdict() for name, summary in metrics.items()}
             for probe, metrics in probe_metrics(run).items()
         },
+        "stages": run.gates(),
         "events": run.events,
         "samples": {"columns": shown, "head": rows[:_KEPT_ROWS], "tail": rows[-_KEPT_ROWS:]},
         "next_steps": report.steps,

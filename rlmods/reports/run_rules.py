@@ -69,6 +69,28 @@ def alarms(run: RunData) -> Check:
     return Check("alarms", passed, level, reason or "no safeguard raised an alarm", {"alarms": dict(counts)})
 
 
+def stage_gates(run: RunData) -> Check:
+    """No check of a stage gate failed: one of severity act fails, one of severity warn warns. Forced ones count."""
+    name, gates = "stage_gates", run.gates()
+    if not gates:
+        return not_applicable(name, "no stage gate was decided")
+    failures = [
+        (gate, check, answer)
+        for gate in gates
+        for check, answer in gate["checks"].items()
+        if answer.get("passed") is False
+    ]
+    level: Level = "fail" if any(answer.get("severity") == "act" for *_, answer in failures) else "warn"
+    reason = "; ".join(
+        f"{gate['gate']}{' (forced)' if gate.get('forced') else ''}, {check}: {answer.get('reason')}"
+        for gate, check, answer in failures
+    )
+    observed = {"gates": {gate["gate"]: gate.get("passed") for gate in gates}}
+    advice = "; ".join(dict.fromkeys(str(answer.get("advice")) for *_, answer in failures))
+    passed = f"{', '.join(gate['gate'] for gate in gates)}: no check failed"
+    return Check(name, not failures, level, reason or passed, observed, advice)
+
+
 def no_nan_inf(run: RunData) -> Check:
     """All core curves are finite, and there are some."""
     names = core_tags(run)

@@ -81,7 +81,6 @@ def test_an_evaluation_leaves_the_training_environments_bit_for_bit(
 ) -> None:
     seed_everything(0)
     model, data = make()
-    assert isinstance(data, TrainingEnvironments)
     assert data.fingerprint() is None
     around = Around()
     make_trainer(tmp_path, around, logger=False, enable_checkpointing=False).fit(model, datamodule=data)
@@ -101,6 +100,10 @@ def test_what_cannot_be_saved_has_no_fingerprint(tmp_path: Path, monkeypatch: py
     around = Around()
     make_trainer(tmp_path, around, logger=False, enable_checkpointing=False).fit(model, datamodule=data)
     assert set(around.before) == set(around.after) == {None}
+
+
+def test_a_data_module_is_a_source_of_fingerprints() -> None:
+    assert isinstance(native_cartpole()[1], TrainingEnvironments)
 
 
 def test_the_training_episodes_that_ended_are_known(tmp_path: Path) -> None:

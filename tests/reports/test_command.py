@@ -17,7 +17,7 @@ from rlmods.reports.lab_plots import stability_figure
 from rlmods.reports.run_data import read_run
 
 SECTIONS = [
-    *("Run Info", "Health", "Scale Checks", "Core Metrics", "Probe Metrics", "Alarms"),
+    *("Run Info", "Health", "Scale Checks", "Core Metrics", "Probe Metrics", "Stages", "Alarms"),
     *("Samples (Head)", "Samples (Tail)", "Next Steps"),
 ]
 NAMES = ["report.html", "report.json", "report.md"]
@@ -220,3 +220,29 @@ def test_a_table_without_numbers_does_not_pass_whatever_tensorboard_has(tmp_path
     (check,) = [check for check in report.checks if check.name == "no_nan_inf"]
     assert check.failed
     assert check.reason == "there are no rows of numbers in learning_curves.csv"
+
+
+def gate_event(gate: str, passed: bool | None, *, forced: bool = False, **more: Any) -> dict[str, Any]:
+    check: dict[str, Any] = {"passed": passed, "severity": "warn", "reason": f"60% < 50% is {passed}", "advice": "x"}
+    evidence = {"safeguard": "stage_gates", "gate": gate, "env_steps": 500, "passed": passed, "forced": forced}
+    return event("gate", 500) | {"evidence": evidence | {"checks": {"saturation": check}}} | more
+
+
+def test_the_stages_are_shown_as_they_were_last(tmp_path: Path) -> None:
+    folder = lab_run(tmp_path / "run")
+    gates = [
+        gate_event("G1", False),
+        gate_event("G1", False, forced=True),
+        gate_event("G2", None),
+        gate_event("G3", False, superseded=True),
+    ]
+    write_events(folder, event("start"), *gates, event("stop", 900, "training ends"))
+    report = write_report(folder)
+    assert report.status == "WARN"
+    assert table((folder / "report.md").read_text(), "## Stages")[2:] == [
+        ["G1 (forced)", "500", "saturation", "WARN", "60% < 50% is False"],
+        ["G2", "500", "saturation", "not checked", "60% < 50% is None"],
+    ]
+    content = json.loads((folder / "report.json").read_text())
+    assert [(stage["gate"], stage["forced"]) for stage in content["stages"]] == [("G1", True), ("G2", False)]
+    assert "stage_gates: G1 (forced), saturation: 60% < 50% is False" in content["health"]["reasons"]

@@ -124,3 +124,26 @@ def test_an_explosion_is_spoken_of() -> None:
     run = run_with(curves={"train/loss": [1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0]})
     (step,) = next_steps(run, judge(run))
     assert step.startswith("train/loss explodes: last 32, over 10 times the mean of its first 5, 1")
+
+
+def gate(name: str, passed: bool | None, severity: str = "warn", **more: Any) -> dict[str, Any]:
+    check: dict[str, Any] = {"passed": passed, "severity": severity, "reason": "too much", "advice": "do this"}
+    return event("gate", 100, safeguard="gates", gate=name, passed=passed, forced=False, checks={"c": check}) | more
+
+
+@pytest.mark.parametrize(
+    ("gates", "expected"),
+    [
+        ([gate("G0", True), gate("G1", None)], "PASS"),
+        ([gate("G0", False), gate("G1", True)], "WARN"),
+        ([gate("G0", False, "act")], "FAIL"),
+        ([gate("G0", False, "act", superseded=True)], "PASS"),
+    ],
+)
+def test_a_failed_stage_gate_decides_by_its_severity(gates: list[dict[str, Any]], expected: str) -> None:
+    run = run_with(*gates)
+    assert status(judge(run)) == expected
+    (check,) = [check for check in judge(run) if check.name == "stage_gates"]
+    assert (check.passed is None) == (run.gates() == [])
+    if check.failed:
+        assert (check.reason, check.advice) == ("G0, c: too much", "do this")
