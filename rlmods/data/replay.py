@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlmods.data.frames import FrameStore, pixel_arrays, with_frame_numbers
 from rlmods.data.priorities import Index, PriorityTree
 from rlmods.functional.priorities import annealed_beta, importance_weight, td_error_priority
 from rlmods.types import ArraySpec, EnvSpec, Observation, ReplaySample, Transition
@@ -19,6 +20,10 @@ class ReplayBuffer:
 
     One transition is one row of memory, so that drawing it costs one cache miss instead of one per field. The fields
     of a sample are therefore strided views of the rows drawn; `.contiguous()` where a kernel asks for it.
+
+    Pixels (uint8 `[C, H, W]`) are not in the row: their frames are stored once, for all the stacks that they are part
+    of, and the row holds their numbers. Where episodes are so short that the frames run out before the rows do, the
+    buffer holds fewer transitions than its capacity.
     """
 
     def __init__(self, spec: EnvSpec, buffer_size: int, *, seed: int) -> None:
@@ -35,28 +40,39 @@ class ReplayBuffer:
         _check_memory(buffer_size, self.memory_bytes(spec, buffer_size))
         self.capacity = buffer_size
         self.inserted = 0  # transitions ever inserted
-        self._rows = np.zeros(buffer_size, dtype=_row_dtype(spec))
+        self.frames = FrameStore(spec, buffer_size)
+        self._rows = np.zeros(buffer_size, dtype=_row_dtype(with_frame_numbers(spec)))
+        self._given = np.empty(0, dtype=_row_dtype(spec))  # the layout of what `extend` is given
         self._generator = np.random.default_rng(seed)
         self._ones = torch.ones(0)
 
     @classmethod
     def memory_bytes(cls, spec: EnvSpec, buffer_size: int) -> int:
         """Bytes that a buffer of this size takes."""
-        return buffer_size * _row_dtype(spec).itemsize
+        row_bytes = _row_dtype(with_frame_numbers(spec)).itemsize
+        return buffer_size * row_bytes + FrameStore.memory_bytes(spec, buffer_size)
 
     @classmethod
     def describe(cls, spec: EnvSpec, buffer_size: int) -> str:
         """What a buffer of this size costs, to be said before it is allocated."""
         total = cls.memory_bytes(spec, buffer_size)
-        return f"{cls.__name__}: {buffer_size:,} transitions of {total / buffer_size:,.0f} bytes, {_size(total)}"
+        cost = f"{cls.__name__}: {buffer_size:,} transitions of {total / buffer_size:,.0f} bytes, {_size(total)}"
+        if not pixel_arrays(spec):
+            return cost
+        return f"{cost}, where whole stacks would take {_size(buffer_size * _row_dtype(spec).itemsize)}"
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one transition."""
+        """Bytes of one transition, without its frames."""
         return self._rows.dtype.itemsize
 
+    @property
+    def oldest(self) -> int:
+        """The number of the oldest transition that is held; `inserted` where none is."""
+        return max(0, self.inserted - self.capacity, self.frames.oldest_row)
+
     def __len__(self) -> int:
-        return min(self.inserted, self.capacity)
+        return self.inserted - self.oldest
 
     def extend(self, transitions: Transition) -> None:
         """Insert transitions `[M]`, the oldest first; where M exceeds the capacity, the last ones stay.
@@ -65,7 +81,9 @@ class ReplayBuffer:
             ValueError: A field has another shape, dtype or set of keys than the spec says. Nothing was written then.
         """
         num = transitions.reward.shape[0]
-        self._write(self.inserted, transitions, kept=min(num, self.capacity))
+        _check_fields(self._given, transitions)
+        stored = self.frames.insert(self.inserted, transitions)
+        self._write(self.inserted, stored, kept=min(num, self.capacity))
         self.inserted += num
 
     def sample(self, num_batches: int, batch_size: int, progress: float) -> ReplaySample:
@@ -82,7 +100,7 @@ class ReplayBuffer:
         if self.inserted == 0 and num_batches > 0:
             raise ValueError("the replay buffer is empty: extend() it before sample(), or raise `learning_starts`")
         index = self._draw(num_batches, batch_size)
-        transition = _transition(self._rows.take(index))
+        transition = self.frames.take(_transition(self._rows.take(index)))
         return ReplaySample(transition, torch.from_numpy(index), self._importance_weight(index, progress))
 
     def feedback(self, index: Tensor, td_error: Tensor) -> None:
@@ -94,44 +112,63 @@ class ReplayBuffer:
         Raises:
             ValueError: The buffer does not hold them all.
         """
-        oldest = self.inserted - len(self)
-        if not oldest <= first <= last <= self.inserted:
-            raise ValueError(f"rows {first} to {last} were asked for, the buffer holds {oldest} to {self.inserted}")
+        return self.frames.take(self.stored_rows(first, last))
+
+    def stored_rows(self, first: int, last: int) -> Transition:
+        """As `rows`, but with the numbers of the frames `[M, S]` in the place of pixels."""
+        if not self.oldest <= first <= last <= self.inserted:
+            raise ValueError(
+                f"rows {first} to {last} were asked for, the buffer holds {self.oldest} to {self.inserted}"
+            )
         return _transition(self._rows.take(np.arange(first, last) % self.capacity), contiguous=True)
 
-    def restore_rows(self, first: int, transitions: Transition) -> None:
-        """Put transitions `[M]`, number `first` and following, back into their slots, overwritten ones left out.
+    def restore_rows(self, first: int, stored: Transition) -> None:
+        """Put `stored_rows` `[M]`, number `first` and following, back into their slots, overwritten ones left out.
 
         Raises:
             ValueError: As in `extend`, or they go beyond `inserted`: load the `state_dict` first.
         """
-        last = first + transitions.reward.shape[0]
+        last = first + stored.reward.shape[0]
         if last > self.inserted:
             raise ValueError(
                 f"rows {first} to {last} were given, the buffer ends at {self.inserted}: load its state_dict first"
             )
-        self._write(first, transitions, kept=max(0, min(last - first, last - self.inserted + len(self))))
+        _check_fields(self._rows, stored)
+        self._write(first, stored, kept=max(0, min(last - first, last - self.oldest)))
+        self.frames.restore_rows(first, stored)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the transitions, which `ReplaySegments` saves."""
-        return {"capacity": self.capacity, "inserted": self.inserted, "generator": self._generator.bit_generator.state}
+        return {
+            "capacity": self.capacity,
+            "inserted": self.inserted,
+            "oldest": self.oldest,
+            "generator": self._generator.bit_generator.state,
+            "frames": self.frames.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, once the transitions are restored as well.
 
         Raises:
-            ValueError: The state is of another capacity.
+            ValueError: The state is of another capacity or of other pixels.
         """
         if state_dict["capacity"] != self.capacity:
             raise ValueError(
                 f"the state is of a buffer of {state_dict['capacity']} transitions, this one holds {self.capacity}: "
                 f"resume with --data.init_args.buffer_size {state_dict['capacity']}"
             )
+        # Both are absent from a checkpoint that was written before frames were stored once.
+        self.frames.load_state_dict(state_dict.get("frames", {}), state_dict.get("oldest", 0))
         self.inserted = state_dict["inserted"]
         self._generator.bit_generator.state = state_dict["generator"]
 
     def _draw(self, num_batches: int, batch_size: int) -> Index:
-        return self._generator.integers(max(1, len(self)), size=(num_batches, batch_size))
+        held = len(self)
+        index = self._generator.integers(max(1, held), size=(num_batches, batch_size))
+        if held < min(self.inserted, self.capacity):  # the frames of the oldest transitions are gone
+            index = (self.oldest + index) % self.capacity
+        return index
 
     def _importance_weight(self, index: Index, progress: float) -> Tensor:
         if self._ones.shape != index.shape:
@@ -139,14 +176,11 @@ class ReplayBuffer:
         return self._ones
 
     def _write(self, first: int, transitions: Transition, *, kept: int) -> None:
-        """Check transitions `[M]`, number `first` and following, and write the last `kept`."""
-        pairs = list(_pairs(self._rows, transitions))
+        """Of transitions `[M]`, number `first` and following, write the last `kept`."""
         num = transitions.reward.shape[0]
-        for name, rows, tensor in pairs:
-            _check_field(name, tensor, [num, *rows.shape[1:]], rows.dtype)
         start = (first + num - kept) % self.capacity
         until_wrap = min(kept, self.capacity - start)
-        for _, rows, tensor in pairs:
+        for _, rows, tensor in _pairs(self._rows, transitions):
             values = tensor[num - kept :].numpy(force=True)
             rows[start : start + until_wrap] = values[:until_wrap]
             rows[: kept - until_wrap] = values[until_wrap:]
@@ -199,10 +233,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     def extend(self, transitions: Transition) -> None:
         """As in `ReplayBuffer`. New transitions get the maximum priority, so that each is likely to be seen once."""
-        first = self.inserted
+        first, oldest = self.inserted, self.oldest
         super().extend(transitions)
-        slots = np.arange(max(first, self.inserted - self.capacity), self.inserted) % self.capacity
-        self._tree.set(slots, np.full(slots.shape, self._tree.maximum, dtype=np.float32))
+        self._set_priorities(max(first, self.oldest), self.inserted, self._tree.maximum)
+        # Transitions that have lost a frame are never drawn again.
+        self._set_priorities(max(oldest, self.inserted - self.capacity), self.oldest, 0.0)
 
     def feedback(self, index: Tensor, td_error: Tensor) -> None:
         """Set the priorities of the transitions just learned from; of duplicates, the last one holds.
@@ -230,8 +265,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
                     "rlmods.callbacks.NonFiniteGuard, which names where it began"
                 )
             td_error = td_error.where(is_finite, 0.0)
-        priority = td_error_priority(td_error, alpha=self._alpha, eps=self._eps)
-        self._tree.set(index.reshape(-1).numpy(force=True), priority.reshape(-1).numpy())
+        slots = index.reshape(-1).numpy(force=True)
+        priority = td_error_priority(td_error, alpha=self._alpha, eps=self._eps).reshape(-1).numpy()
+        if self.frames.rings:  # a transition that was lost since it was drawn stays lost
+            priority = np.where(self._tree.priorities(slots) > 0.0, priority, np.float32(0.0))
+        self._tree.set(slots, priority)
 
     def state_dict(self) -> dict[str, Any]:
         """As in `ReplayBuffer`, with the priorities."""
@@ -246,6 +284,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         stratum = self._generator.random((num_batches, batch_size)) + np.arange(batch_size)
         mass = stratum * (self._tree.total / batch_size)
         return self._tree.sample(mass.reshape(-1)).reshape(num_batches, batch_size)
+
+    def _set_priorities(self, first: int, last: int, priority: float) -> None:
+        slots = np.arange(first, last) % self.capacity
+        self._tree.set(slots, np.full(slots.shape, priority, dtype=np.float32))
 
     def _importance_weight(self, index: Index, progress: float) -> Tensor:
         priority = torch.from_numpy(self._tree.priorities(index))
@@ -309,6 +351,12 @@ def _pairs(rows: npt.NDArray[np.void], transitions: Transition) -> Iterator[tupl
             yield from ((f"{name}[{key!r}]", array[key], value[key]) for key in keys)
         else:
             yield name, array, value
+
+
+def _check_fields(rows: npt.NDArray[np.void], transitions: Transition) -> None:
+    num = transitions.reward.shape[0]
+    for name, array, tensor in _pairs(rows, transitions):
+        _check_field(name, tensor, [num, *array.shape[1:]], array.dtype)
 
 
 def _check_field(name: str, tensor: Tensor, shape: list[int], dtype: np.dtype[Any]) -> None:

@@ -2,23 +2,37 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from rlmods.checkpoint_io import CheckpointWriteError, HashingFile
+from rlmods.data.frames import FrameRing
 from rlmods.data.replay import ReplayBuffer
 from rlmods.types import Transition
 
 
 class _Segment(NamedTuple):
-    """The transitions number `first` to `last`, exclusive."""
+    """The items number `first` to `last`, exclusive, of one part."""
 
     first: int
     last: int
     name: str
     sha256: str
+
+
+class _Part(NamedTuple):
+    """What is numbered and grows: the transitions of a buffer, or the frames of one key."""
+
+    items: str  # what they are called
+    suffix: str  # of its files' names
+    oldest: int  # the first item that is needed
+    inserted: int
+    item_bytes: int
+    read: Callable[[int, int], dict[str, Any]]
+    restore: Callable[[int, dict[str, Any]], None]
 
 
 class ReplaySegments:
@@ -33,36 +47,20 @@ class ReplaySegments:
         """
         self.folder = folder
         self._max_bytes = max_bytes
-        self._segments: list[_Segment] = []
+        self._segments: dict[str, list[_Segment]] = {}
 
     def append(self, buffer: ReplayBuffer) -> dict[str, str]:
-        """Write what was inserted since the last call or `load`, as one file unless it exceeds `max_bytes`.
+        """Write what was inserted since the last call or `load`: a file of each part, or more beyond `max_bytes`.
+
+        The transitions are a part, and so are the frames of each array of pixels.
 
         Returns:
-            File name to sha256 of all segments that rebuild the buffer as it is now, the oldest first.
+            File name to sha256 of all segments that rebuild the buffer as it is now, the oldest of a part first.
 
         Raises:
             ValueError: The buffer has gone back since the last call: `load` the checkpoint it was set back to.
         """
-        written = self._segments[-1].last if self._segments else 0
-        if buffer.inserted < written:
-            raise ValueError(
-                f"the buffer has {buffer.inserted} transitions, {written} were written already: load() the files of "
-                "the checkpoint that it was set back to before append()"
-            )
-        oldest = buffer.inserted - len(buffer)
-        # A segment is gone where the only checkpoint that named it was removed.
-        self._segments = [
-            segment
-            if (self.folder / segment.name).exists()
-            else self._write(buffer, max(segment.first, oldest), segment.last)
-            for segment in self._segments
-            if segment.last > oldest
-        ]
-        step = max(1, self._max_bytes // buffer.row_bytes)
-        for first in range(max(written, oldest), buffer.inserted, step):
-            self._segments.append(self._write(buffer, first, min(first + step, buffer.inserted)))
-        return {segment.name: segment.sha256 for segment in self._segments}
+        return {segment.name: segment.sha256 for part in _parts(buffer) for segment in self._append(part)}
 
     def load(self, buffer: ReplayBuffer, files: dict[str, str]) -> None:
         """Put the transitions back into a buffer whose own `state_dict` is loaded already.
@@ -75,25 +73,52 @@ class ReplaySegments:
             FileNotFoundError: A file is missing.
             ValueError: A file is not the one that was saved, or the files do not hold all that the buffer needs.
         """
-        self._segments = []
-        end = oldest = buffer.inserted - len(buffer)
+        for part in _parts(buffer):
+            named = {name: sha256 for name, sha256 in files.items() if name.partition(".")[2] == part.suffix}
+            self._load(part, named)
+
+    def _append(self, part: _Part) -> list[_Segment]:
+        segments = self._segments.get(part.suffix, [])
+        written = segments[-1].last if segments else 0
+        if part.inserted < written:
+            raise ValueError(
+                f"the buffer has {part.inserted} {part.items}, {written} were written already: load() the files of "
+                "the checkpoint that it was set back to before append()"
+            )
+        # A segment is gone where the only checkpoint that named it was removed.
+        segments = [
+            segment
+            if (self.folder / segment.name).exists()
+            else self._write(part, max(segment.first, part.oldest), segment.last)
+            for segment in segments
+            if segment.last > part.oldest
+        ]
+        step = max(1, self._max_bytes // part.item_bytes)
+        for first in range(max(written, part.oldest), part.inserted, step):
+            segments.append(self._write(part, first, min(first + step, part.inserted)))
+        self._segments[part.suffix] = segments
+        return segments
+
+    def _load(self, part: _Part, files: dict[str, str]) -> None:
+        self._segments[part.suffix] = []
+        end = part.oldest
         for name, sha256 in files.items():
             content = self._read(name, sha256)
             first, last = content["first"], content["last"]
             if first > end:
                 break
-            buffer.restore_rows(first, Transition(**content["transition"]))
-            self._segments.append(_Segment(first, last, name, sha256))
+            part.restore(first, content)
+            self._segments[part.suffix].append(_Segment(first, last, name, sha256))
             end = last
-        if end != buffer.inserted:
+        if end != part.inserted:
             raise ValueError(
-                f"the replay segments hold the transitions {oldest} to {end}, the buffer needs those up to "
-                f"{buffer.inserted}: load the buffer's own state_dict of the same checkpoint first"
+                f"the replay segments hold the {part.items} {part.oldest} to {end}, the buffer needs those up to "
+                f"{part.inserted}: load the buffer's own state_dict of the same checkpoint first"
             )
 
-    def _write(self, buffer: ReplayBuffer, first: int, last: int) -> _Segment:
+    def _write(self, part: _Part, first: int, last: int) -> _Segment:
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"first": first, "last": last, "transition": buffer.rows(first, last)._asdict()}
+        content = {"first": first, "last": last, **part.read(first, last)}
         temporary = self.folder / f"{first}-{last}.tmp"
         try:
             with HashingFile(temporary) as file:
@@ -105,7 +130,7 @@ class ReplaySegments:
             raise CheckpointWriteError(error, self.folder / f"{first}-{last}", run / "checkpoints") from error
         sha256 = file.sha256.hexdigest()
         # The hash in the name keeps a resumed run from overwriting a segment that an older checkpoint names.
-        name = f"{first:012d}-{last:012d}-{sha256[:16]}.pt"
+        name = f"{first:012d}-{last:012d}-{sha256[:16]}.{part.suffix}"
         temporary.replace(self.folder / name)
         _fsync_folder(self.folder)
         return _Segment(first, last, name, sha256)
@@ -124,6 +149,33 @@ class ReplaySegments:
             file.seek(0)
             content: dict[str, Any] = torch.load(file, weights_only=True)
         return content
+
+
+def _parts(buffer: ReplayBuffer) -> Iterator[_Part]:
+    """The transitions, then the frames: which of these are needed follows from the transitions, once they are there."""
+    yield _Part(
+        "transitions",
+        "pt",
+        buffer.oldest,
+        buffer.inserted,
+        buffer.row_bytes,
+        lambda first, last: {"transition": buffer.stored_rows(first, last)._asdict()},
+        lambda first, content: buffer.restore_rows(first, Transition(**content["transition"])),
+    )
+    for i, (_, ring) in enumerate(sorted(buffer.frames.rings.items())):
+        yield _frames_part(ring, f"frames{i}.pt", ring.first_needed(buffer.oldest))
+
+
+def _frames_part(ring: FrameRing, suffix: str, oldest: int) -> _Part:
+    return _Part(
+        "frames",
+        suffix,
+        oldest,
+        ring.inserted,
+        ring.frame_bytes,
+        lambda first, last: {"frames": ring.frames(first, last)},
+        lambda first, content: ring.restore_frames(first, content["frames"]),
+    )
 
 
 def _fsync_folder(folder: Path) -> None:
