@@ -25,6 +25,7 @@ class Algorithm(LightningModule):
     and in torch's `register_step_pre_hook` (after it).
 
     Attributes:
+        network_settings: names of the hyper-parameters that a checkpoint's weights fit one value of.
         spec: of the environment that the networks were built for.
         total_env_steps: the budget, by which schedules run; the data module owns it, 0 until a trainer has attached it.
         learning_starts: environment steps before the first update; owned by the data module as well.
@@ -33,6 +34,8 @@ class Algorithm(LightningModule):
         grad_norm: L2 norm before the clip of the update under way, for who looks at it in a step hook.
         learning_rate_scale: factor on every learning rate that `set_learning_rate` writes; a rollback lowers it.
     """
+
+    network_settings: tuple[str, ...] = ()
 
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()
@@ -245,7 +248,7 @@ class Algorithm(LightningModule):
         """Whether a checkpoint is of this algorithm and of an environment like this one.
 
         Raises:
-            ValueError: where the checkpoint is of another algorithm or of another environment's shapes.
+            ValueError: where the checkpoint is of another algorithm, environment or networks.
         """
         saved = checkpoint.get("algorithm", {"name": "a module of unknown name"})
         if saved["name"] != type(self).__name__:
@@ -253,12 +256,19 @@ class Algorithm(LightningModule):
                 f"got a checkpoint of {saved['name']}, expected one of {type(self).__name__}: "
                 f"type --ckpt_path with a checkpoint of a {type(self).__name__} run"
             )
-        spec = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["spec"]
+        settings = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
+        spec = settings["spec"]
         for part in ("observation", "action"):
             if spec[part] != self.spec[part]:
                 raise ValueError(
                     f"got a checkpoint of {spec['env_id']} with {part} {spec[part]}, expected {part} {self.spec[part]} "
                     f"of {self.spec['env_id']}: type the --config that the checkpoint was trained with"
+                )
+        for name in self.network_settings:
+            if settings[name] != self.hparams[name]:
+                raise ValueError(
+                    f"got a checkpoint of networks with {name} = {settings[name]}, expected {name} = "
+                    f"{self.hparams[name]}: type --model.init_args.{name} {settings[name]}"
                 )
 
 

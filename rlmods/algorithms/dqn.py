@@ -57,6 +57,8 @@ class DQN(Algorithm):
         ValueError: where the actions are not discrete or a value lies outside its range.
     """
 
+    network_settings = ("dueling",)
+
     def __init__(
         self,
         spec: EnvSpec,

@@ -72,6 +72,8 @@ class SAC(Algorithm):
         ValueError: where the actions are not a bounded box or a value lies outside its range.
     """
 
+    network_settings = ("n_critics", "encoder", "encoder_ownership", "features_dim")
+
     def __init__(
         self,
         spec: EnvSpec,
