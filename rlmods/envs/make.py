@@ -15,6 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from rlmods.envs.env_state import StatefulEnv
 from rlmods.envs.environments import AnyVectorEnv, Environments
+from rlmods.envs.images import is_pixels, stack_frames, to_pixels
 from rlmods.types import ActionSpec, ArraySpec, EnvSpec
 
 Vectorization: TypeAlias = Literal["auto", "native", "sync", "async"]
@@ -44,9 +45,9 @@ def make_envs(
         vectorization: "native" is the environment's own vector implementation, "sync" one after the other, "async" a
             process each. "auto" is the faster one of native and sync.
         render: Whether `Environments.render` gives frames. A rendered environment's state may not be savable.
-        resize: Height and width to shrink an image observation to, which becomes uint8 `[C, H, W]`.
+        resize: Height and width to shrink an image observation to. An image becomes uint8 `[C, H, W]` in any case.
         grayscale: Whether `resize` makes the image gray.
-        frame_stack: Number of last images to stack as channels, with `resize`.
+        frame_stack: Number of last images to stack as channels.
         reward_dtype: Of the rewards. Replay is single precision.
 
     Raises:
@@ -64,7 +65,8 @@ def make_envs(
         else:
             vector_env = _vectorize(make, num_envs, is_async=vectorization == "async")
     try:
-        return Environments(vector_env, _describe_vector(env_id, vector_env), reward_dtype=reward_dtype)
+        spec = _describe_vector(env_id, vector_env, frame_stack)
+        return Environments(vector_env, spec, reward_dtype=reward_dtype)
     except ValueError:
         vector_env.close()
         raise
@@ -84,10 +86,10 @@ def env_spec(
         gym_spec = _find(env_id)
         if gym_spec.entry_point is None:
             _is_native(gym_spec, kwargs, 1, "auto", resize is not None or frame_stack != 1)
-            return _describe_vector(env_id, _make_native(gym_spec, 1, kwargs))
+            return _describe_vector(env_id, _make_native(gym_spec, 1, kwargs), frame_stack)
         env = _make_one(gym_spec, kwargs, resize, grayscale, frame_stack)
     try:
-        return _describe(env_id, env.observation_space, env.action_space)
+        return _describe(env_id, env.observation_space, env.action_space, frame_stack)
     finally:
         env.close()
 
@@ -96,8 +98,8 @@ def _make_native(gym_spec: gym.envs.registration.EnvSpec, num_envs: int, kwargs:
     return gym.make_vec(gym_spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
 
 
-def _describe_vector(env_id: str, vector_env: AnyVectorEnv) -> EnvSpec:
-    spec = _describe(env_id, vector_env.single_observation_space, vector_env.single_action_space)
+def _describe_vector(env_id: str, vector_env: AnyVectorEnv, frame_stack: int) -> EnvSpec:
+    spec = _describe(env_id, vector_env.single_observation_space, vector_env.single_action_space, frame_stack)
     settings = getattr(vector_env.unwrapped, "settings", None)
     return spec if settings is None else EnvSpec(**spec, settings=settings)
 
@@ -109,14 +111,13 @@ def _make_one(
     grayscale: bool,
     frame_stack: int,
 ) -> AnyEnv:
-    env: AnyEnv = gym.make(gym_spec, **kwargs)
+    env: AnyEnv = to_pixels(gym.make(gym_spec, **kwargs))
     if resize is not None:
-        from rlmods.envs.pixels import EarlyResize, stack_frames  # OpenCV is needed where pixels are, and only there
+        from rlmods.envs.pixels import EarlyResize  # OpenCV is needed where images are shrunk, and only there
 
-        env = stack_frames(EarlyResize(env, resize, grayscale), frame_stack)
-    elif frame_stack != 1:
-        raise ValueError(f"frame_stack is {frame_stack} without resize, expected 1. Type resize=(84, 84) with it.")
-    return StatefulEnv(env)
+        env = EarlyResize(env, resize, grayscale)
+    max_episode_steps = kwargs.get("max_episode_steps", gym_spec.max_episode_steps)
+    return StatefulEnv(stack_frames(env, frame_stack, max_episode_steps))
 
 
 def _vectorize(make: Callable[[], AnyEnv], num_envs: int, *, is_async: bool) -> AnyVectorEnv:
@@ -209,23 +210,24 @@ def _accepted(entry_point: Any) -> set[str] | None:
     return {parameter.name for parameter in parameters} - {"num_envs"} | {"max_episode_steps"}
 
 
-def _describe(env_id: str, observation: gym.Space[Any], action: gym.Space[Any]) -> EnvSpec:
+def _describe(env_id: str, observation: gym.Space[Any], action: gym.Space[Any], frame_stack: int) -> EnvSpec:
     if isinstance(observation, gym.spaces.Dict):
         described: ArraySpec | dict[str, ArraySpec] = {
-            key: _describe_array(env_id, space) for key, space in observation.items()
+            key: _describe_array(env_id, space, frame_stack) for key, space in observation.items()
         }
     else:
-        described = _describe_array(env_id, observation)
+        described = _describe_array(env_id, observation, frame_stack)
     return EnvSpec(env_id=env_id, observation=described, action=_describe_action(env_id, action))
 
 
-def _describe_array(env_id: str, space: gym.Space[Any]) -> ArraySpec:
+def _describe_array(env_id: str, space: gym.Space[Any], frame_stack: int) -> ArraySpec:
     if not isinstance(space, gym.spaces.Box):
         raise ValueError(
             f"{env_id} observes {space}. Expected a Box or a Dict of Boxes: register the environment wrapped in "
             "gymnasium.wrappers.FlattenObservation, which makes one Box of any space."
         )
-    return ArraySpec(shape=list(space.shape), dtype=np.dtype(space.dtype).name)
+    spec = ArraySpec(shape=list(space.shape), dtype=np.dtype(space.dtype).name)
+    return ArraySpec(**spec, frame_stack=frame_stack) if frame_stack > 1 and is_pixels(space) else spec
 
 
 def _describe_action(env_id: str, space: gym.Space[Any]) -> ActionSpec:

@@ -91,7 +91,7 @@ def test_frames_are_stacked_as_channels_newest_last_and_their_state_is_saved() -
     made = [make_envs("Screen-v0", 2, resize=(8, 12), frame_stack=3) for _ in range(2)]
     environments, restored = made
     assert environments.spec == env_spec("Screen-v0", resize=(8, 12), frame_stack=3)
-    assert environments.spec["observation"] == {"shape": [3, 8, 12], "dtype": "uint8"}
+    assert environments.spec["observation"] == {"shape": [3, 8, 12], "dtype": "uint8", "frame_stack": 3}
     environments.reset(seed=0)
     for _ in range(3):
         observation = environments.step(np.zeros(2, np.int64)).observation
@@ -104,11 +104,10 @@ def test_frames_are_stacked_as_channels_newest_last_and_their_state_is_saved() -
     np.testing.assert_equal(got._asdict(), expected._asdict())
 
 
-def test_frame_stack_is_refused_where_it_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="without resize, expected 1"):
-        make_envs("Screen-v0", 1, frame_stack=4)
-    with pytest.raises(ValueError, match="1 where the observation is a Dict"):
-        make_envs("Screen-v0", 1, env_kwargs={"is_dict": True}, resize=(8, 12), frame_stack=4)
+def test_channels_may_come_first() -> None:
+    image = np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)
+    last, first = EarlyResize(Screen(), (8, 12)), EarlyResize(Screen((3, 40, 60)), (8, 12))
+    np.testing.assert_equal(first.observation(np.moveaxis(image, -1, 0)), last.observation(image))
 
 
 def test_native_environments_cannot_be_resized() -> None:
