@@ -54,6 +54,13 @@ def test_a_strangers_module_runs_under_three_safeguards(installed_wheel: Install
     assert f"It prints `{said}`" in CALLBACKS.read_text()
 
 
+def test_the_stages_of_a_run(installed_wheel: Installed, tmp_path: Path) -> None:
+    (block,) = [block for block in blocks(CALLBACKS, "python") if "StageGates(" in block]
+    said = run_block(block, installed_wheel, tmp_path).splitlines()
+    assert "above_random: the evaluation is " in said[-4]
+    assert "\n".join(said[-3:]) in CALLBACKS.read_text()
+
+
 def test_the_readmes_python_runs(installed_wheel: Installed, tmp_path: Path) -> None:
     (block,) = blocks(README, "python")
     last_evaluation = run_block(block, installed_wheel, tmp_path).splitlines()[-1]
@@ -64,7 +71,7 @@ def test_the_readmes_python_runs(installed_wheel: Installed, tmp_path: Path) -> 
 def test_every_python_block_is_run_above() -> None:
     assert {page.name: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")} == {
         "README.md": 1,
-        "callbacks.md": 3,
+        "callbacks.md": 4,
     }
 
 
