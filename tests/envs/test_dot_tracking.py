@@ -23,8 +23,8 @@ def put(env: DotTracking, dot: Any, marker: Any, dot_velocity: Any = (0.0, 0.0))
 
 
 def image_of(env: DotTracking) -> npt.NDArray[np.float64]:
-    """The image after a step in which the marker stays."""
-    observation: Any = env.step(np.zeros(2))[0]
+    """The image after a step in which the marker stays where it is."""
+    observation: Any = env.step([-2.0, -1.0] + 4.0 * env.marker)[0]
     return np.asarray(observation["image"][0], np.float64)
 
 
@@ -51,23 +51,18 @@ def test_what_an_algorithm_is_told() -> None:
 
 
 def test_a_step_by_hand() -> None:
-    """The dot goes 0.02 to the right and bounces at the lower side; the marker's action is clipped to (-2, 3)."""
+    """The dot goes 0.02 to the right and turns round 0.12 before the lower edge; the marker is sent to (0.5, 1)."""
     env = DotTracking()
-    put(env, dot=(0.48, 0.99), marker=(0.6, 0.2), dot_velocity=(0.4, 0.6))
-    observation, reward, terminated, truncated, _ = env.step(np.array([-9.0, 9.0]))
-    assert env.dot == pytest.approx([0.5, 0.98])
-    assert env.dot_velocity.tolist() == [0.4, -0.6]
-    assert env.marker == pytest.approx([0.5, 0.35])
-    assert reward == pytest.approx(-0.63 / math.sqrt(2))
+    put(env, dot=(0.48, 0.87), marker=(0.6, 0.2), dot_velocity=(0.02, 0.03))
+    observation, reward, terminated, truncated, _ = env.step(np.array([0.0, 9.0]))
+    assert env.dot == pytest.approx([0.5, 0.84])
+    assert env.dot_velocity.tolist() == [0.02, -0.03]
+    assert env.marker == pytest.approx([0.55, 0.6])
+    assert reward == pytest.approx(-math.hypot(0.05, 0.24) / math.sqrt(2))
     assert not terminated
     assert not truncated
     assert isinstance(observation, dict)
-    assert observation["vector"] == pytest.approx([-2.0, 3.0])
-    put(env, dot=(0.5, 0.5), marker=(0.02, 0.0))
-    observation = env.step(np.array([-1.0, -1.0]))[0]
-    assert env.marker.tolist() == [0.0, 0.0]
-    assert isinstance(observation, dict)
-    assert observation["vector"] == pytest.approx([-0.4, 0.0])  # what it did, not what it was asked
+    assert observation["vector"] == pytest.approx([-0.05, 0.4])
 
 
 def test_the_image_by_hand() -> None:
@@ -94,14 +89,14 @@ def test_the_image_shows_more_than_whole_pixels(across: float, down: float) -> N
 def test_one_image_hides_where_the_dot_goes() -> None:
     env = DotTracking()
     images = []
-    for velocity in (np.array([0.8, 0.4]), np.array([-0.4, 0.8])):
-        put(env, dot=0.5 - 0.05 * velocity, marker=(0.2, 0.2), dot_velocity=velocity)
+    for velocity in (np.array([0.06, 0.04]), np.array([-0.04, 0.06])):
+        put(env, dot=0.5 - velocity, marker=(0.2, 0.2), dot_velocity=velocity)
         images.append(image_of(env))
     np.testing.assert_array_equal(images[0], images[1])
     assert (image_of(env) != images[1]).any()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**31 - 1))
 def test_no_actions_track_better_at_any_step(seed: int) -> None:
     """The controller's distance is the least in each coordinate, whatever the others did before."""
@@ -114,31 +109,33 @@ def test_no_actions_track_better_at_any_step(seed: int) -> None:
         other.step(action)
         perfect.step(perfect.tracking_action())
         distances = [np.abs(env.dot - env.marker) for env in (perfect, other)]
-        assert (distances[0] <= distances[1] + 1e-6).all()
+        assert (distances[0] <= distances[1] + 1e-6).all()  # actions are single precision
 
 
 def test_the_returns_that_the_docstring_states() -> None:
-    """Over 100 episodes; the spreads of the means are 0.1, 0.1 and 0.4."""
+    """Over 25 episodes; the spreads of the means are 0.02, 0.06, 0.09 and 0.23."""
 
     def mean_return(policy: Any) -> float:
         env = gym.make(ID, dict_observation=False, image_size=16)
         env.reset(seed=0)
         env.action_space.seed(0)
         total = 0.0
-        for _ in range(100):
+        for _ in range(25):
             env.reset()
             ended = False
             while not ended:
                 _, reward, _, ended, _ = env.step(policy(env))
                 total += float(reward)
-        return total / 100
+        return total / 25
 
     def lagging(env: Any) -> Any:
-        return np.clip((env.unwrapped.dot - env.unwrapped.marker) / 0.05, [-2, -1], [2, 3]).astype(np.float32)
+        place = 2.0 * env.unwrapped.dot - env.unwrapped.marker
+        return np.clip([-2, -1] + 4.0 * place, [-2, -1], [2, 3]).astype(np.float32)
 
-    assert mean_return(lambda env: env.unwrapped.tracking_action()) == pytest.approx(-1.01, abs=0.4)
-    assert mean_return(lagging) == pytest.approx(-2.36, abs=0.4)
-    assert mean_return(lambda env: env.action_space.sample()) == pytest.approx(-22.1, abs=1.6)
+    assert mean_return(lambda env: env.unwrapped.tracking_action()) == pytest.approx(-0.06, abs=0.07)
+    assert mean_return(lagging) == pytest.approx(-2.3, abs=0.25)
+    assert mean_return(lambda env: np.array([0.0, 1.0], np.float32)) == pytest.approx(-9.8, abs=0.4)
+    assert mean_return(lambda env: env.action_space.sample()) == pytest.approx(-12.1, abs=0.9)
 
 
 def test_all_stays_in_its_bounds() -> None:
@@ -184,7 +181,7 @@ def test_rendering_enlarges_what_the_agent_sees() -> None:
     assert DotTracking().render() is None
 
 
-@pytest.mark.parametrize(("name", "value"), [("image_size", 8), ("dot_speed", 1.5), ("dot_speed", -0.1)])
+@pytest.mark.parametrize(("name", "value"), [("image_size", 8), ("dot_speed", 0.3), ("dot_speed", -0.1)])
 def test_a_setting_outside_its_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"got {name} = {value}, expected .*: type --data.init_args.env_kwargs"):
         DotTracking(**{name: value})
