@@ -1,11 +1,11 @@
 """Whether the clip does what it is declared to do: the pure detector behind `GradientClipVerifier`."""
 
-import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from rlmods.callbacks.clip_measurement import ClipMeasurement, as_sum_of_norms, how_changed
 from rlmods.callbacks.detectors import Confirmation, Severity, Verdict
 
 # Windows for which a verdict stays: a limit that is exceeded now and then is one alarm, and not one a time.
@@ -13,58 +13,6 @@ _STAYS = 8
 # Updates before the use of the clip is judged: at the start of training gradients may be large.
 _ARMED = 500
 _HISTORY = 10
-
-
-class ClipMeasurement(NamedTuple):
-    """One update of the parameters that are clipped together, n tensors: a norm of −1 stands for no gradient."""
-
-    group: str
-    update: int  # of its optimiser, from 0
-    tensors: tuple[str, ...]  # names of the parameters
-    before: tuple[float, ...] | None  # [n] L2 norms after the last backward pass; None where nobody saw it
-    before_max: tuple[float, ...] | None  # [n] largest magnitudes
-    after: tuple[float, ...]  # [n] L2 norms of what the step used
-    after_max: tuple[float, ...]  # [n]
-    limit: float | None  # as declared
-    is_by_value: bool  # the limit is one of single values
-    is_certain: bool  # that the limit is meant for this group
-    tolerance: float  # relative, of the precision
-    at_end: float = -1.0  # L2 norm of the same gradients at the iteration's end; −1 where another update followed
-    at_next: float = -1.0  # the same when the next backward pass began; −1 where none was seen
-    leftover: float = -1.0  # L2 norm that the backward passes found and added to; −1 where none was seen
-
-    @property
-    def norm_before(self) -> float | None:
-        """L2 norm of all gradients together."""
-        return None if self.before is None else _l2(self.before)
-
-    @property
-    def norm_after(self) -> float:
-        """L2 norm of all gradients together."""
-        return _l2(self.after)
-
-    @property
-    def limited(self) -> float:
-        """What the limit is a limit of."""
-        return max(self.after_max) if self.is_by_value else self.norm_after
-
-    @property
-    def is_exceeded(self) -> bool:
-        """Whether the step used more than the declared limit."""
-        return self.limit is not None and self.limited > self.limit * (1.0 + self.tolerance)
-
-    @property
-    def is_clipped(self) -> bool | None:
-        """Whether the gradients were made smaller; None where that is not known."""
-        norm = self.norm_before
-        return None if norm is None else self.norm_after < norm * (1.0 - self.tolerance)
-
-    def modules(self, depth: int) -> dict[str, float]:
-        """L2 norm by module, before the clip where that was seen."""
-        norms: dict[str, list[float]] = {}
-        for tensor, norm in zip(self.tensors, self.before or self.after, strict=True):
-            norms.setdefault(module_name(tensor, depth), []).append(norm)
-        return {module: _l2(of_module) for module, of_module in norms.items()}
 
 
 class ClipDetector:
@@ -106,8 +54,8 @@ class ClipDetector:
         modules: dict[str, float] = {}
         for group, of_group in groups.items():
             finite = [m for m in of_group if all(map(math.isfinite, [*m.after, *(m.before or ())]))]
-            verdicts = [*_non_finite(of_group), *_leftover(finite), *self._limit(group, finite)]
-            verdicts += [*self._no_gradient(group, finite), *self._use(group, finite)]
+            verdicts = [*_non_finite(of_group), *_leftover(finite), *self._dangling(group, finite)]
+            verdicts += [*self._limit(group, finite), *self._no_gradient(group, finite), *self._use(group, finite)]
             found += [(group, verdict) for verdict in verdicts]
             modules |= {f"{group}/{module}": norm for module, norm in self.module_norms(finite).items()}
         found += [("", verdict) for verdict in [*self._band(modules), *self._explain(metrics, reported)]]
@@ -177,6 +125,20 @@ class ClipDetector:
             "GradientClipVerifier(max_norm={name: limit})"
         )
         return [Verdict(cause, Severity.WARN, message, evidence)]
+
+    def _dangling(self, group: str, measurements: list[ClipMeasurement]) -> list[Verdict]:
+        """C5: gradients of another optimiser's loss that are in a step; those that are zeroed in time harm nobody."""
+        bad = [m for m in measurements if m.dangling > m.tolerance * m.norm_after]
+        if not measurements or not self._confirmed(f"dangling {group}", bool(bad), 2) or not bad:
+            return []
+        last = bad[-1]
+        message = (
+            f"the loss of another optimiser left gradients of norm {last.dangling:.3g} on parameters of {group}, and "
+            f"the backward pass of its update {last.update} added to them: its step followed both. Call zero_grad "
+            "directly before the backward pass, or freeze these parameters in the other loss (toggle_optimizer)"
+        )
+        evidence = {"group": group, "dangling": last.dangling, "update": last.update, "updates": len(bad), "windows": 2}
+        return [Verdict("dangling_gradients", Severity.WARN, message, evidence)]
 
     def _no_gradient(self, group: str, measurements: list[ClipMeasurement]) -> list[Verdict]:
         """C9: tensors that never had a gradient."""
@@ -279,7 +241,7 @@ class ClipDetector:
         """C13: metrics that are sums of norms."""
         verdicts = []
         for name, value in metrics.items():
-            sums = [found for measurement in reported if (found := _as_sum(value, measurement, self.depth))]
+            sums = [found for measurement in reported if (found := as_sum_of_norms(value, measurement, self.depth))]
             if not self._confirmed(f"sum {name}", bool(sums), 2) or not sums:
                 continue
             what, count, true, measurement = sums[0]
@@ -321,43 +283,6 @@ class ClipDetector:
         for key, state in state_dict["confirmations"].items():
             self.confirmations[key] = Confirmation(state["needed"], state["needed"])
             self.confirmations[key].load_state_dict(state)
-
-
-def how_changed(measurement: ClipMeasurement) -> tuple[str, list[str]]:
-    """What happened to the gradients between the backward pass and the step.
-
-    Returns:
-        `unknown`, `unchanged`, `scaled` (all by one factor), `partly` (some by one factor), `apart` (by several
-        factors) or `reshaped` (not by factors), and the names of the tensors that were left as they were.
-    """
-    if measurement.before is None or measurement.before_max is None:
-        return "unknown", []
-    tolerance, norm = measurement.tolerance, measurement.norm_before or 0.0
-    rows = zip(
-        measurement.tensors,
-        measurement.before,
-        measurement.before_max,
-        measurement.after,
-        measurement.after_max,
-        strict=True,
-    )
-    unchanged, factors = [], []
-    for tensor, before, before_max, after, after_max in rows:
-        if before <= 1e-12 * norm or after < 0.0:
-            continue
-        factor, factor_of_max = after / before, after_max / before_max
-        if abs(factor - factor_of_max) > tolerance * max(factor, factor_of_max):
-            return "reshaped", []
-        if abs(factor - 1.0) <= tolerance:
-            unchanged.append(tensor)
-        else:
-            factors.append(factor)
-    if not factors:
-        return "unchanged", unchanged
-    factors.sort()
-    if any(b > a * (1.0 + 2.0 * tolerance) for a, b in itertools.pairwise(factors)):
-        return "apart", unchanged
-    return ("partly" if unchanged else "scaled"), unchanged
 
 
 def _count_change(changes: dict[str, Any], measurement: ClipMeasurement) -> None:
@@ -440,34 +365,6 @@ def _leftover(measurements: list[ClipMeasurement]) -> list[Verdict]:
     )
     evidence = {"group": last.group, "leftover": last.leftover, "update": last.update, "updates": len(bad)}
     return [Verdict("accumulated_gradients", Severity.ACT, message, evidence)]
-
-
-def _as_sum(value: float, measurement: ClipMeasurement, depth: int) -> tuple[str, int, float, ClipMeasurement] | None:
-    """Whether a value is the sum of the norms of all tensors, or of those of a module: of what, n, their L2 norm."""
-    for norms in (measurement.after, measurement.before):
-        if norms is None or math.isclose(value, _l2(norms), rel_tol=measurement.tolerance):
-            continue
-        parts: dict[str, list[float]] = {measurement.group: [norm for norm in norms if norm > 0.0]}
-        for length in range(1, depth + 1):
-            by_module: dict[str, list[float]] = {}
-            for tensor, norm in zip(measurement.tensors, norms, strict=True):
-                if norm > 0.0:
-                    by_module.setdefault(module_name(tensor, length), []).append(norm)
-            parts |= by_module
-        for what, of_part in parts.items():
-            is_sum = math.isclose(value, sum(of_part), rel_tol=measurement.tolerance)
-            if is_sum and sum(of_part) > 1.01 * _l2(of_part):
-                return what, len(of_part), _l2(of_part), measurement
-    return None
-
-
-def module_name(tensor: str, depth: int) -> str:
-    """The module that a parameter is counted to: `q_network.0` of `q_network.0.weight` for a depth of 2."""
-    return ".".join(tensor.split(".")[:-1][:depth]) or tensor
-
-
-def _l2(norms: Iterable[float]) -> float:
-    return math.sqrt(sum(norm * norm for norm in norms if not norm < 0.0))
 
 
 def _shares(norms: Mapping[str, float]) -> dict[str, float]:

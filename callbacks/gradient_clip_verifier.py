@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from rlmods.callbacks.clip_defects import ClipDetector, ClipMeasurement
-from rlmods.callbacks.clip_samples import ClipSample, WatchedOptimizer
+from rlmods.callbacks.clip_defects import ClipDetector
+from rlmods.callbacks.clip_measurement import ClipMeasurement
+from rlmods.callbacks.clip_samples import NUM_MARKS, ClipSample, WatchedOptimizer, present_gradients
 from rlmods.callbacks.detectors import Severity, Verdict
 from rlmods.callbacks.ownership import all_parameters, ownership_verdicts
 from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window, makes_update
@@ -22,6 +23,8 @@ from rlmods.functional.norms import global_norm
 _METRICS = 8
 # Updates at the start of a run that are all measured.
 _FULL = 100
+# Updates of the busiest optimiser after which one that never made any is no longer waiting for its turn.
+_PATIENCE = 500
 
 
 class GradientClipVerifier(StepSafeguard):
@@ -33,16 +36,18 @@ class GradientClipVerifier(StepSafeguard):
     seen: what the gradients were before the clip is then unknown, unless `self.clip_gradients` clips.
 
     Causes: the limit is exceeded, and why (`clip_never_applied`, `clip_before_backward`, `clip_after_step`,
-    `parameter_outside_clip`, `clip_per_group`, `clip_by_value`, else `clip_limit_exceeded`); `accumulated_gradients`;
-    `non_finite_gradient`; `clip_always_active`; `module_dominates`; `no_gradient`; `vanished_gradient` and
-    `exploding_gradient`, against the module's own past; `sum_of_norms`, a metric that is no norm;
-    `scaled_gradients_clipped`; `unobserved_optimizer`; `shared_parameters`, `stale_parameters`,
+    `parameter_outside_clip`, `clip_per_group`, `clip_by_value`, else `clip_limit_exceeded`); `accumulated_gradients`,
+    and `dangling_gradients`, those of another optimiser's loss; `non_finite_gradient`; `clip_always_active`;
+    `module_dominates`; `no_gradient`; `vanished_gradient` and `exploding_gradient`, against the module's own past;
+    `sum_of_norms`, a metric that is no norm; `scaled_gradients_clipped`; `unobserved_optimizer`;
+    `limit_without_optimizer`; `optimizer_never_steps`; `shared_parameters`, `stale_parameters`,
     `parameter_not_optimised`.
 
     Args:
         max_norm: the declared limit of the L2 norm, or one for each named parameter group. None takes, in this order,
-            the trainer's `gradient_clip_val`, the module's attribute or hyper-parameter `max_grad_norm`, and what
-            `self.clip_gradients` is called with. Without any there are norms and no limit.
+            the trainer's `gradient_clip_val`, the module's attribute or hyper-parameter `max_grad_norm` (a number, or a
+            limit for each named group, where who is not named has none), and what `self.clip_gradients` is called with.
+            Without any there are norms and no limit.
         depth: components of a parameter's name that make a module, 2: `q_network.0`.
         every_n_updates: one in so many is measured. Best a prime, so that each of an iteration's updates has its turn.
         every_n_iterations: length of a window.
@@ -92,7 +97,7 @@ class GradientClipVerifier(StepSafeguard):
         self._restored: dict[str, Any] = {}
         self._is_first_iteration = False  # of a window
         self._is_scaled = False  # gradients before the step carry the factor of a loss scaler
-        self._zero = torch.zeros(())  # on the module's device
+        self._limits: Mapping[str, float] | None = None  # by group, where they were declared so
         self._readings = Readings()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,12 +106,12 @@ class GradientClipVerifier(StepSafeguard):
         self._module = pl_module
         # In automatic optimisation Lightning takes the factor out before the clip.
         self._is_scaled = not self._is_automatic and getattr(trainer.precision_plugin, "scaler", None) is not None
+        self._limits = self.max_norm if isinstance(self.max_norm, dict) else self._declared_by_name(trainer, pl_module)
         self._watches = {
             id(optimizer): WatchedOptimizer(optimizer, self._clip_groups(optimizer, number))
             for number, optimizer in enumerate(trainer.optimizers)
             if any(True for _ in all_parameters(optimizer))  # Lightning's stand-in for no optimiser has none
         }
-        self._zero = torch.zeros((), device=pl_module.device)
         self._check_names()
         self._restore()
         # The class's own functions come back when these attributes of the instance are deleted.
@@ -115,22 +120,33 @@ class GradientClipVerifier(StepSafeguard):
         self._handles.append(register_optimizer_step_pre_hook(self._find_stranger))
         self.report(trainer, [*self._standing(trainer, pl_module), *self.detector.present()])
 
+    def _declared_by_name(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, float] | None:
+        declared = _declared(pl_module)
+        is_asked = self.max_norm is None and not trainer.gradient_clip_val
+        return declared if is_asked and isinstance(declared, Mapping) else None
+
     def _clip_groups(self, optimizer: Optimizer, number: int) -> dict[str, list[int]]:
         names = [
             str(group.get("name", f"{number}.{position}")) for position, group in enumerate(optimizer.param_groups)
         ]
-        if isinstance(self.max_norm, dict) and any(name in self.max_norm for name in names):
+        if self._limits is not None and any(name in self._limits for name in names):
             return {name: [position] for position, name in enumerate(names)}
         return {"+".join(names): list(range(len(names)))}
 
     def _check_names(self) -> None:
-        found = [name for watch in self._watches.values() for name in watch.groups]
-        missing = [name for name in self.max_norm if name not in found] if isinstance(self.max_norm, dict) else []
-        if missing:
+        missing = self._missing_names()
+        if missing and self.max_norm is not None:
             raise ValueError(
-                f"GradientClipVerifier got max_norm for {missing}, but the optimisers have the groups {found}: name "
-                "them in configure_optimizers, {'params': ..., 'name': 'actor'}"
+                f"GradientClipVerifier got max_norm for {missing}, but the optimisers have the groups "
+                f"{self._group_names()}: name them in configure_optimizers, {{'params': ..., 'name': 'actor'}}"
             )
+
+    def _group_names(self) -> list[str]:
+        return [name for watch in self._watches.values() for name in watch.groups]
+
+    def _missing_names(self) -> list[str]:
+        found = self._group_names()
+        return [name for name in self._limits or () if name not in found]
 
     def _wrap(self, pl_module: LightningModule, function: str, wrapper: Any) -> None:
         setattr(pl_module, function, partial(wrapper, getattr(pl_module, function)))
@@ -152,16 +168,13 @@ class GradientClipVerifier(StepSafeguard):
             backward(*arguments, **options)
             return
         with torch.no_grad():
-            for sample in self._held:
-                sample.at_next = global_norm(sample.gradients)
-                sample.gradients = []
-            self._held.clear()
+            self._held = [sample for sample in self._held if not sample.look(is_alone=len(self._watches) == 1)]
             for watch in due:
-                self._measure_leftover(watch)
+                watch.measure_leftover()
         backward(*arguments, **options)
         if not self._is_automatic and not self._is_scaled:
             for watch in due:
-                self._measure_before(watch)
+                watch.measure_before()
 
     def _watch_clip(self, clip: Any, optimizer: Any, *arguments: Any, **options: Any) -> None:
         watch = self._watches.get(id(getattr(optimizer, "optimizer", optimizer)))
@@ -171,24 +184,8 @@ class GradientClipVerifier(StepSafeguard):
             if limit:
                 watch.requested = (float(limit), _is_by_value(algorithm))
             if watch.is_due and not watch.before and not self._is_scaled:
-                self._measure_before(watch)
+                watch.measure_before()
         clip(optimizer, *arguments, **options)
-
-    @torch.no_grad()
-    def _measure_leftover(self, watch: WatchedOptimizer) -> None:
-        for group in watch.groups:
-            gradients = _gradients(watch.parameters(group))
-            norm = global_norm(gradients) if gradients else self._zero
-            earlier = watch.leftover.get(group)
-            # Gradients that are zeroed later, before a backward pass of their own, do no harm: the smallest counts.
-            watch.leftover[group] = norm if earlier is None else torch.minimum(earlier, norm)
-
-    @torch.no_grad()
-    def _measure_before(self, watch: WatchedOptimizer) -> None:
-        for group in watch.groups:
-            gradients = _gradients(watch.parameters(group))
-            if gradients:
-                watch.before[group] = gradient_norms(gradients)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Manual optimisation: what the step is going to use. Automatic: the gradients before the clip."""
@@ -196,7 +193,7 @@ class GradientClipVerifier(StepSafeguard):
         if watch is not None and not self._is_automatic:
             self._count(watch)
         elif watch is not None and watch.is_due:
-            self._measure_before(watch)
+            watch.measure_before()
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Automatic optimisation: what the step has used is still there."""
@@ -210,7 +207,10 @@ class GradientClipVerifier(StepSafeguard):
         if watch.is_due:
             for group in watch.groups:
                 self._sample(watch, group)
-            watch.before, watch.leftover = {}, {}
+            watch.forget()
+        for other in self._watches.values():
+            if other is not watch and other.is_due:
+                other.other_steps()
         watch.requested = None
         watch.updates += 1
         watch.in_iteration += 1
@@ -224,7 +224,7 @@ class GradientClipVerifier(StepSafeguard):
     @torch.no_grad()
     def _sample(self, watch: WatchedOptimizer, group: str) -> None:
         parameters = watch.parameters(group)
-        gradients = _gradients(parameters)
+        gradients = present_gradients(parameters)
         if not gradients:
             return
         before = watch.before.get(group)
@@ -245,17 +245,22 @@ class GradientClipVerifier(StepSafeguard):
             before=before,
             after=after,
             leftover=watch.leftover.get(group),
+            dangling=watch.dangling.get(group),
+            parameters=[parameter for parameter in parameters if parameter.grad is not None],
             gradients=gradients,
-            number_in_iteration=watch.in_iteration,
         )
         self._samples.append(sample)
         self._held.append(sample)
 
     def _names(self, watch: WatchedOptimizer, parameters: list[Tensor]) -> list[str]:
         if any(id(parameter) not in watch.names for parameter in parameters) and self._module is not None:
-            watch.names = {id(parameter): name for name, parameter in self._module.named_parameters()}
-            for position, parameter in enumerate(all_parameters(watch.optimizer)):
-                watch.names.setdefault(id(parameter), f"a parameter that the module does not have.{position}")
+            watch.names = {}
+            # One that several modules share goes by the module that its group is named after, else by the first.
+            for name, parameter in self._module.named_parameters(remove_duplicate=False):
+                if id(parameter) not in watch.names or name.partition(".")[0] in watch.groups:
+                    watch.names[id(parameter)] = name
+            for position, held in enumerate(all_parameters(watch.optimizer)):
+                watch.names.setdefault(id(held), f"a parameter that the module does not have.{position}")
         return [watch.names[id(parameter)] for parameter in parameters]
 
     def _limit(self, watch: WatchedOptimizer, group: str) -> tuple[float | None, bool, bool]:
@@ -263,15 +268,15 @@ class GradientClipVerifier(StepSafeguard):
         module = self._module
         if module is None:
             return None, False, False
-        if isinstance(self.max_norm, dict):
-            return self.max_norm.get(group), False, True
-        if self.max_norm is not None:
+        if self._limits is not None:
+            return self._limits.get(group), False, True
+        if isinstance(self.max_norm, (float, int)):
             return float(self.max_norm), False, True
         trainer: Any = module.trainer
         if trainer.gradient_clip_val:
             return float(trainer.gradient_clip_val), _is_by_value(trainer.gradient_clip_algorithm), True
         is_single = len(self._watches) == 1
-        declared = getattr(module, "max_grad_norm", None) or module.hparams.get("max_grad_norm")
+        declared = _declared(module)
         if watch.requested is not None and (declared is None or not is_single):
             return *watch.requested, True
         if isinstance(declared, (int, float)) and declared > 0.0:
@@ -301,13 +306,14 @@ class GradientClipVerifier(StepSafeguard):
         if self._held:
             self._look_again()
         if self._is_first_iteration:
-            self._reported = [number for number, sample in enumerate(self._samples) if sample.at_end is not None]
+            last = self._last_updates()
+            self._reported = [n for n, each in enumerate(self._samples) if each.update == last[each.group]]
             self._metrics = _norms_of_the_user(trainer, outputs) if self._reported else {}
         if not is_window(self.every_n_iterations, batch_idx):
             return
         samples, self._samples = self._samples, []
         for sample in self._held:
-            sample.gradients = []
+            sample.let_go()
         self._held.clear()
         metrics = [value.to(pl_module.device) for value in self._metrics.values()]
         slots = torch.zeros(_METRICS, device=pl_module.device)
@@ -322,10 +328,14 @@ class GradientClipVerifier(StepSafeguard):
 
     @torch.no_grad()
     def _look_again(self) -> None:
-        last = {name: watch.in_iteration - 1 for watch in self._watches.values() for name in watch.groups}
+        last = self._last_updates()
         for sample in self._held:
-            if sample.number_in_iteration == last[sample.group]:
+            if sample.update == last[sample.group] and sample.at_end is None:
                 sample.at_end = global_norm(sample.gradients)
+
+    def _last_updates(self) -> dict[str, int]:
+        """By group, the number of the newest."""
+        return {name: watch.updates - 1 for watch in self._watches.values() for name in watch.groups}
 
     def _decide(self, trainer: Trainer, pl_module: LightningModule, rows: list[list[float]], context: Any) -> None:
         samples, metric_names, reported = context
@@ -333,7 +343,7 @@ class GradientClipVerifier(StepSafeguard):
         for row in rows:
             position = _METRICS
             for sample in samples:
-                length = 4 * sum(sample.is_present) + 3
+                length = 4 * sum(sample.is_present) + NUM_MARKS
                 measurements.append(sample.measurement(row[position : position + length]))
                 position += length
         metrics = dict(zip(metric_names, rows[0], strict=False))
@@ -357,8 +367,9 @@ class GradientClipVerifier(StepSafeguard):
         return curves
 
     def _standing(self, trainer: Trainer, pl_module: LightningModule) -> list[Verdict]:
-        """C4, C10, C14, C15: what the optimisers hold, and what is known without a gradient."""
+        """C4, C9, C10, C14 to C16: what the optimisers hold, and what is known without a gradient."""
         verdicts = ownership_verdicts(pl_module, trainer.optimizers, others_step=bool(self._strangers))
+        verdicts += [*self._never_stepping(), *self._unclaimed()]
         if self._is_scaled and any(self._limit(w, group)[0] for w in self._watches.values() for group in w.groups):
             message = (
                 f"gradients are clipped in manual optimisation under precision {trainer.precision}, where they still "
@@ -378,6 +389,27 @@ class GradientClipVerifier(StepSafeguard):
             )
         return verdicts
 
+    def _never_stepping(self) -> list[Verdict]:
+        most = max((watch.updates for watch in self._watches.values()), default=0)
+        idle = ["+".join(watch.groups) for watch in self._watches.values() if watch.updates == 0]
+        if most < _PATIENCE or not idle:
+            return []
+        message = (
+            f"the optimiser of {', '.join(idle)} has not made an update while another one made {most}: its parameters "
+            "never change; step it in training_step, or take it out of configure_optimizers"
+        )
+        return [Verdict("optimizer_never_steps", Severity.WARN, message, {"groups": idle, "updates": most})]
+
+    def _unclaimed(self) -> list[Verdict]:
+        missing = self._missing_names()
+        if not missing:
+            return []
+        message = (
+            f"max_grad_norm has limits for {', '.join(missing)}, but no optimiser has a group of that name: they have "
+            f"{', '.join(self._group_names())}. Those limits clip nothing"
+        )
+        return [Verdict("limit_without_optimizer", Severity.WARN, message, {"limits": missing})]
+
     def rearm(self) -> None:
         """Start the windows anew."""
         super().rearm()
@@ -391,7 +423,8 @@ class GradientClipVerifier(StepSafeguard):
             "detector": self.detector.state_dict(),
             "watches": [[w.updates, w.in_iteration, w.in_last] for w in self._watches.values()],
             "samples": [
-                {name: value for name, value in vars(sample).items() if name != "gradients"} for sample in self._samples
+                {name: value for name, value in vars(sample).items() if name not in ("gradients", "parameters")}
+                for sample in self._samples
             ],
             "metrics": dict(self._metrics),
             "reported": list(self._reported),
@@ -411,7 +444,7 @@ class GradientClipVerifier(StepSafeguard):
             return
         for watch, (updates, in_iteration, in_last) in zip(self._watches.values(), restored["watches"], strict=False):
             watch.updates, watch.in_iteration, watch.in_last = updates, in_iteration, in_last
-        self._samples = [ClipSample(gradients=[], **sample) for sample in restored["samples"]]
+        self._samples = [ClipSample(parameters=[], gradients=[], **sample) for sample in restored["samples"]]
         self._metrics, self._reported = dict(restored["metrics"]), list(restored["reported"])
 
 
@@ -424,11 +457,14 @@ def _norms_of_the_user(trainer: Trainer, outputs: Any) -> dict[str, Tensor]:
             tensor = torch.as_tensor(value).detach() if isinstance(value, (Tensor, float, int)) else None
             if "norm" in str(name).lower() and tensor is not None and tensor.dim() <= 1 and tensor.numel():
                 found[str(name)] = tensor.flatten()[-1].float()
-    return {name: found[name] for name in sorted(found)[:_METRICS]}
+    # Those that curves of ours have made come last.
+    names = sorted(found, key=lambda name: (name.startswith("stability/"), name))
+    return {name: found[name] for name in names[:_METRICS]}
 
 
-def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+def _declared(pl_module: LightningModule) -> Any:
+    """What the module says of its own clip."""
+    return getattr(pl_module, "max_grad_norm", None) or pl_module.hparams.get("max_grad_norm")
 
 
 def _is_by_value(algorithm: Any) -> bool:

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from rlmods.callbacks.clip_defects import ClipDetector, ClipMeasurement, how_changed, module_name
+from rlmods.callbacks.clip_defects import ClipDetector
+from rlmods.callbacks.clip_measurement import ClipMeasurement, how_changed, module_name
 from rlmods.callbacks.detectors import Severity, Verdict
 
 TENSORS = ("net.0.weight", "net.0.bias", "net.2.weight")
@@ -19,7 +20,7 @@ def measured(after: list[float], before: list[float] | None = None, **options: A
     defaults: dict[str, Any] = {
         "group": "q",
         "update": 0,
-        "tensors": TENSORS[: len(after)],
+        "tensors": tuple(f"net.{n}.weight" for n in range(8)) if len(after) == 8 else TENSORS[: len(after)],
         "before": None if before is None else tuple(before),
         "before_max": None if before is None else largest(before),
         "after": tuple(after),
@@ -142,6 +143,17 @@ def test_accumulated_gradients() -> None:
     assert decide(*[measured([0.5], leftover=0.0)] * 2, measured([0.5], leftover=0.7)) == []
 
 
+def test_dangling_gradients_of_another_loss_in_two_windows() -> None:
+    """Less than the precision is none; −1 is not seen."""
+    found = measured([3.0], limit=None, dangling=2.0)
+    (verdict,) = decide(found, windows=2)
+    assert verdict[:2] == ("dangling_gradients", Severity.WARN)
+    assert verdict.evidence["dangling"] == 2.0
+    assert decide(found, windows=1) == []
+    for harmless in (0.0, -1.0, 1e-3):
+        assert decide(measured([3.0], limit=None, dangling=harmless), windows=2) == []
+
+
 def test_a_nan_is_traced_to_before_the_clip() -> None:
     nan = math.nan
     (verdict,) = decide(measured([nan, nan, nan], [0.1, nan, 0.2]))
@@ -217,6 +229,15 @@ def test_golden_sum_of_norms() -> None:
     assert causes(decide(updates, windows=2, grad_norm=7.0)) == [("sum_of_norms", Severity.INFO)]
     for harmless in (1.0, 5.0, 1.3):
         assert decide(updates, windows=2, grad_norm=harmless) == []
+
+
+def test_the_sum_of_eight_tensors() -> None:
+    """Of a CNN under a clip of 1: one tensor of 0.8 and seven of 0.6/√7 have the L2 norm 1 and the sum 0.8 + 0.6·√7."""
+    clipped = [0.8] + [0.6 / math.sqrt(7.0)] * 7
+    (verdict,) = decide(measured(clipped), windows=2, cnn_grad_norm=2.3874507866387544)
+    assert "clip OK, the metric is a sum" in verdict.message
+    assert verdict.evidence["l2_norm"] == pytest.approx(1.0)
+    assert verdict.evidence["tensors"] == 8
 
 
 def test_a_sum_does_not_excuse_a_limit_that_is_exceeded() -> None:
