@@ -17,12 +17,14 @@ from rlmods.callbacks.learning_curves import LearningCurves
 from rlmods.callbacks.liveness_guard import LivenessGuard
 from rlmods.callbacks.metric_range_guard import MetricRangeGuard
 from rlmods.callbacks.non_finite_guard import NonFiniteGuard
+from rlmods.callbacks.policy_value_gap_guard import PolicyValueGapGuard
 from rlmods.callbacks.probe import Probe
 from rlmods.callbacks.progress import EnvStepsProgressBar
 from rlmods.callbacks.ratio_guard import RatioGuard
 from rlmods.callbacks.repeated_stream_guard import RepeatedStreamGuard
 from rlmods.callbacks.rollback import Rollback
 from rlmods.callbacks.run_record import RunRecord
+from rlmods.callbacks.saturation_guard import SaturationGuard
 from rlmods.callbacks.stability_probe import StabilityProbe
 from rlmods.callbacks.stage_gates import StageGates
 from rlmods.callbacks.target_clamp import TargetClamp
@@ -45,11 +47,13 @@ __all__ = [
     "LivenessGuard",
     "MetricRangeGuard",
     "NonFiniteGuard",
+    "PolicyValueGapGuard",
     "Probe",
     "RatioGuard",
     "RepeatedStreamGuard",
     "Rollback",
     "RunRecord",
+    "SaturationGuard",
     "StabilityProbe",
     "StageGates",
     "TDErrorKernelProbe",

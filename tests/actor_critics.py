@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 
 from rlmods.types import Minibatch, ReplayBatch, Transition
@@ -15,7 +16,7 @@ OBSERVATIONS, FEATURES, ACTIONS = 12, 32, 2
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, outputs))
+    return nn.Sequential(nn.Linear(inputs, 32), nn.ReLU(), nn.Linear(32, outputs))
 
 
 class ActorCritic(LightningModule):
@@ -77,8 +78,7 @@ class ActorCritic(LightningModule):
         return {name: torch.stack([update[name].detach() for update in updates]) for name in updates[0]}
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
-        optimizers: Any = self.optimizers()
-        critic, actor = optimizers
+        critic, actor = self.trainer.optimizers  # raw, which is faster
         signals = self.critic_signals(transition)
         self.step(critic, signals["critic_loss"], 10.0)
         signals |= self.actor_signals(transition)
@@ -91,14 +91,17 @@ class ActorCritic(LightningModule):
     def step(self, optimizer: Any, loss: Tensor, max_norm: float) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
-        self.clip_gradients(optimizer, gradient_clip_val=max_norm, gradient_clip_algorithm="norm")
+        clip_grad_norm_(optimizer.param_groups[0]["params"], max_norm)
         optimizer.step()
 
     def configure_optimizers(self) -> list[Optimizer]:
         critic = [*self.critic_encoder.parameters(), *self.critic.parameters()]
         actor = [*self.head.parameters(), *(self.actor_encoder.parameters() if self.wiring != "shared" else [])]
         groups = {"critic": critic, "actor": actor}
-        return [Adam([{"params": params, "name": name}], lr=self.learning_rate) for name, params in groups.items()]
+        return [
+            Adam([{"params": params, "name": name}], lr=self.learning_rate, fused=True)
+            for name, params in groups.items()
+        ]
 
 
 def replay_batches(count: int, *, updates: int = 1, size: int = 32, seed: int = 0) -> list[ReplayBatch]:
