@@ -151,7 +151,7 @@ def make_model(settings: SpeedSettings, data: ReplayDataModule) -> DQN:
     )
 
 
-def make_trainer(folder: Path, *callbacks: Callback) -> Trainer:
+def make_trainer(folder: Path, *callbacks: Callback, log_every_n_steps: int = LOG_EVERY_N_STEPS) -> Trainer:
     checkpoints = [
         ModelCheckpoint(monitor="step", mode="max", save_top_k=3, filename="{step}"),
         ModelCheckpoint(monitor="eval/mean_reward", mode="max", filename="best-{step}"),
@@ -160,7 +160,7 @@ def make_trainer(folder: Path, *callbacks: Callback) -> Trainer:
         accelerator="cpu",
         max_epochs=1,
         num_sanity_val_steps=0,
-        log_every_n_steps=LOG_EVERY_N_STEPS,
+        log_every_n_steps=log_every_n_steps,
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=TensorBoardLogger(folder, default_hp_metric=False),

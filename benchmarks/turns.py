@@ -75,8 +75,8 @@ class Turn:
         return FrameRate(frames / self._wall, frames / self._cpu)
 
 
-def take_turns(contenders: Mapping[str, Callable[[Turn], None]]) -> dict[str, FrameRate]:
-    """Run all of them to their end. The first works in the main thread, which Lightning needs."""
+def take_turns(contenders: Mapping[str, Callable[[Turn], None]], *, num_threads: int = 1) -> dict[str, FrameRate]:
+    """Run all of them to their end, with so many torch threads. The first works in the main one, as Lightning needs."""
     turns = {name: Turn() for name in contenders}
     circle = list(turns.values())
     for position, turn in enumerate(circle):
@@ -84,15 +84,15 @@ def take_turns(contenders: Mapping[str, Callable[[Turn], None]]) -> dict[str, Fr
     circle[0]._waiting.release()
     first, *others = contenders
     with ThreadPoolExecutor(len(contenders)) as pool:
-        futures = [pool.submit(_work, contenders[name], turns[name]) for name in others]
-        _work(contenders[first], turns[first])
+        futures = [pool.submit(_work, contenders[name], turns[name], num_threads) for name in others]
+        _work(contenders[first], turns[first], num_threads)
         for future in futures:
             future.result()
     return {name: turn.frame_rate() for name, turn in turns.items()}
 
 
-def _work(contender: Callable[[Turn], None], turn: Turn) -> None:
-    torch.set_num_threads(1)  # a thread has its own number
+def _work(contender: Callable[[Turn], None], turn: Turn, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)  # a thread has its own number
     turn.wait()
     try:
         contender(turn)
