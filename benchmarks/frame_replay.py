@@ -58,7 +58,6 @@ def main() -> None:
         }
         measure(f"sample, {batch_size} of {size:,} {STACK}x{SIDE}x{SIDE}", candidates, arguments.repeats)
     print(f"insert: {seconds / size * 1e6:.1f} microseconds per transition")
-    print()
     print(ReplayBuffer.describe(SPEC, 1_000_000))
 
 

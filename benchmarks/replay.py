@@ -160,7 +160,8 @@ def make_transitions(spec: EnvSpec, size: int) -> Transition:
     """Random transitions; the repeats of a page that was never written would share one page of memory."""
     empty = ReplayBuffer(spec, 1, seed=0).rows(0, 0)
     made = [torch.randint(2, (size, *field.shape[1:]), dtype=torch.uint8).to(field.dtype) for field in tensors(empty)]
-    return Transition(*made)
+    # As in one long episode: a frame that is never shown again would be stored for one transition alone.
+    return Transition(*made)._replace(next_observation=made[0].roll(-1, 0))
 
 
 def tensors(transitions: Transition) -> list[torch.Tensor]:

@@ -43,7 +43,8 @@ class ReplayDataModule(ExperienceDataModule):
         env_kwargs: arguments of the environment.
         vectorization: native where the environment has its own vector implementation, else sync or async.
         resize: height and width to which pixels are reduced, next to the environment's step.
-        frame_stack: frames of one observation.
+        frame_stack: last frames that are stacked as the channels of the pixels, alone or one entry of a dict; replay
+            stores each once.
         seed: of environments and replay; None takes the seed that torch was given.
 
     Raises:
