@@ -196,7 +196,9 @@ class LivenessGuard(StepSafeguard):
         for number, optimizer in enumerate(trainer.optimizers):
             for position, group in enumerate(optimizer.param_groups):
                 ratio = highest.get(f"ratio/{id(optimizer)}/{position}")
-                if ratio is not None:
+                # A single number, as the logarithm of a temperature, passes through 0: its size is no scale of a step.
+                is_number = sum(parameter.numel() for parameter in group["params"]) == 1
+                if ratio is not None and not is_number:
                     name = _group_name(group, number, position)
                     ratios[name], rates[name] = ratio, float(group["lr"])
                     sizes[name] = highest[f"norm/{id(optimizer)}/{position}"]

@@ -35,7 +35,10 @@ def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_config("dqn_cart")
 
 
-@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "safeguards/off_policy"])
+OTHER_ALGORITHMS = {"safeguards/off_policy", "safeguards/actor_critic"}
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in OTHER_ALGORITHMS])
 def test_a_preset_is_added_to_any_run(preset: str, tmp_path: Path) -> None:
     """Twice the same would be two callbacks of one name; the run's own callbacks stay."""
     small = ["total_env_steps", 1_500, "eval_episodes", 2, "updates_per_iteration", 4]
@@ -58,6 +61,18 @@ def test_the_preset_of_ratios_is_added_to_a_run_that_has_them(tmp_path: Path) ->
     run([*command, "--trainer.default_root_dir", str(tmp_path), *options])
     checkpoint = newest_checkpoint(newest_run(tmp_path))
     entries = yaml.safe_load(find_config("safeguards/off_policy").read_text())["trainer"]["callbacks+"]
+    assert checkpoint["health"] == {name: {} for name in checkpoint["health"]}
+    assert len(checkpoint["health"]) == len(entries)
+
+
+@pytest.mark.parametrize("name", ["td3_pendulum", "sac_pendulum"])
+def test_the_preset_of_actors_and_critics_is_added_to_a_run_that_has_them(name: str, tmp_path: Path) -> None:
+    small = ["total_env_steps", 640, "learning_starts", 128, "eval_every", 640, "eval_episodes", 2, "batch_size", 16]
+    options = [f"--data.init_args.{key}={value}" for key, value in zip(small[::2], small[1::2], strict=True)]
+    command = ["fit", "--config", name, "--config", "safeguards/actor_critic"]
+    run([*command, "--trainer.default_root_dir", str(tmp_path), *options])
+    checkpoint = newest_checkpoint(newest_run(tmp_path))
+    entries = yaml.safe_load(find_config("safeguards/actor_critic").read_text())["trainer"]["callbacks+"]
     assert checkpoint["health"] == {name: {} for name in checkpoint["health"]}
     assert len(checkpoint["health"]) == len(entries)
 

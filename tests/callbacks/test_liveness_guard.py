@@ -375,6 +375,27 @@ def test_a_stranger_whose_steps_are_nothing_is_told(tmp_path: Path) -> None:
     assert warnings_of(guard) == ["inert_update"]
 
 
+@pytest.mark.parametrize(("size", "expected"), [(1, []), (2, ["violent_update"])])
+def test_a_number_that_passes_through_zero_has_no_size(size: int, expected: list[str], tmp_path: Path) -> None:
+    """As the logarithm of a temperature does, by steps of 0.01 from 0.2 on."""
+
+    class Tempered(AutomaticStranger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_temperature = nn.Parameter(torch.full((size,), 0.2))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return {"loss": super().training_step(batch, batch_idx)["loss"] + self.log_temperature.sum()}
+
+        def configure_optimizers(self) -> Any:
+            groups = [{"params": self.layer.parameters()}, {"params": [self.log_temperature], "name": "temperature"}]
+            return SGD(groups, lr=0.01)
+
+    guard = LivenessGuard(every_n_iterations=2)
+    fit_stranger(tmp_path, Tempered(), [torch.randn(4, 32) for _ in range(40)], guard)
+    assert warnings_of(guard) == expected
+
+
 def test_a_strangers_schedule_over_its_epochs_is_no_early_end(tmp_path: Path) -> None:
     class Annealed(BoringModel):
         def configure_optimizers(self) -> Any:

@@ -105,7 +105,7 @@ class Extreme(ActorCritic):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 3:
             with torch.no_grad():
-                self.head[-1].bias.fill_(self.offset)
+                list(self.head.parameters())[-1].fill_(self.offset)
 
 
 @pytest.mark.parametrize(("offset", "expected"), [(50.0, [DEAD]), (4.0, [AT_ENDS])])
