@@ -87,7 +87,7 @@ class StageGates(StepSafeguard):
         self._untouched: bool | None = None
         self._fingerprint: str | None = None  # before the evaluation under way
         self._names: dict[int, str] = {}  # of the parameters, by id
-        self._updates: dict[str, int] = {}  # by optimiser
+        self._updates: dict[str, int] = {}  # by optimiser, under the name of its first parameter
         self._reached: dict[str, Tensor | None] = {}  # by parameter: whether it got a gradient; None: not yet
         self._latest: dict[str, Tensor] = {}  # signals
         self._restored: dict[str, float] = {}  # what they said before a resume

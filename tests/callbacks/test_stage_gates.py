@@ -1,5 +1,7 @@
 """The gates on real runs: what they say, that they are kept, and that a failed one is not passed by a resume."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +111,7 @@ def test_the_baseline_is_what_the_untrained_policy_got(tmp_path: Path) -> None:
 
 def test_a_given_baseline_goes_before(tmp_path: Path) -> None:
     gates = StageGates(env_steps=[160, 320], baseline=-1.0)
-    fit_small(tmp_path, gates, **SHORT)
+    fit_small(tmp_path, gates, **SHORT, total_env_steps=336)
     assert gates.baseline == (-1.0, 0.0, 0)
     assert answers(gates)["G2"]["above_random"] is True
 
@@ -158,7 +160,7 @@ def test_an_alarm_of_another_safeguard_fails_the_gate(tmp_path: Path) -> None:
 
 def test_the_checkpoint_says_it_to_anybody(tmp_path: Path) -> None:
     gates = StageGates(env_steps=[320])
-    trainer = fit_small(tmp_path, gates, model_class=MeddlingDQN, **SHORT)
+    trainer = fit_small(tmp_path, gates, model_class=MeddlingDQN, **SHORT, total_env_steps=336)
     path = newest_checkpoint_of(trainer)
     stage = torch.load(path, weights_only=True)["stages"]["stage_gates"]
     assert stage["enforced"] is True
@@ -224,7 +226,7 @@ def test_a_resumed_run_decides_like_one_that_was_never_stopped(tmp_path: Path) -
     assert states[0] == states[1]
 
 
-def test_td3_gives_every_signal(tmp_path: Path) -> None:
+def fit_pendulum(folder: Path, gates: StageGates, **settings: Any) -> None:
     seed_everything(0)
     data = ReplayDataModule(
         "Pendulum-v1",
@@ -237,10 +239,13 @@ def test_td3_gives_every_signal(tmp_path: Path) -> None:
         eval_episodes=3,
         eval_every=100,
     )
+    model = TD3(data.spec, hidden_sizes=[16, 16], **settings)
+    make_trainer(folder, gates, enable_checkpointing=False).fit(model, datamodule=data)
+
+
+def test_td3_gives_every_signal(tmp_path: Path) -> None:
     gates = StageGates(env_steps=[100, 200, 300, 400], mode="observe")
-    make_trainer(tmp_path, gates, enable_checkpointing=False).fit(
-        TD3(data.spec, hidden_sizes=[16, 16]), datamodule=data
-    )
+    fit_pendulum(tmp_path, gates)
     found = answers(gates)
     assert list(found) == ["G1", "G2", "G0", "G3", "G4"]
     assert found["G0"]["gradients"] is True
@@ -277,6 +282,58 @@ def test_steps_must_rise(env_steps: list[int]) -> None:
 def test_the_training_is_the_same_with_and_without_it(tmp_path: Path) -> None:
     weights = []
     for folder, callbacks in (("with", [StageGates(env_steps=[100, 300])]), ("without", [])):
-        trainer = fit_small(tmp_path / folder, *callbacks, **SHORT)
+        trainer = fit_small(tmp_path / folder, *callbacks, **SHORT, total_env_steps=336)
         weights.append(torch.cat([p.detach().flatten() for p in trainer.lightning_module.parameters()]))
     assert torch.equal(*weights)
+
+
+def test_an_actor_that_is_driven_to_its_ends_fails(tmp_path: Path) -> None:
+    gates = StageGates(env_steps=[300])
+    fit_pendulum(tmp_path, gates, learning_rate=0.3)
+    assert answers(gates)["G1"]["saturation"] is False
+    assert answers(gates)["G0"]["gradients"] is True  # it was alive at first
+
+
+# Two processes
+
+DDP = """
+import sys, torch, torch.distributed
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+sys.path.insert(0, sys.argv[1] + "/callbacks")
+from guarding import small_data
+from lightning.pytorch import seed_everything
+from rlmods.algorithms import DQN
+from rlmods.callbacks import StageGates
+from test_skeleton import make_trainer
+torch.set_num_threads(1)
+
+class MeddlesInTheSecondProcess(DQN):
+    def validation_step(self, batch, batch_idx):
+        if self.trainer.global_rank == 1:
+            self.trainer.datamodule.collector.environments.reset(0)
+        return super().validation_step(batch, batch_idx)
+
+seed_everything(0)
+data = small_data(total_env_steps=1280, eval_every=320)
+gates = StageGates(env_steps=[320])
+trainer = make_trainer(Path(sys.argv[2]), gates, strategy="ddp", devices=2)
+trainer.fit(MeddlesInTheSecondProcess(spec=data.spec, hidden_sizes=[32]), datamodule=data)
+gathered = [None, None]
+torch.distributed.all_gather_object(gathered, gates.state_dict())
+if trainer.is_global_zero:
+    states = [[state["gates"], list(state["baseline"]), state["raised"]] for state in gathered]
+    torch.save([repr(state) for state in states], Path(sys.argv[2]) / "ranks.pt")
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_sees_fails_the_gate_of_all(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(DDP)
+    command = [sys.executable, str(script), str(Path(__file__).parents[1]), str(tmp_path)]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert completed.returncode == 0, completed.stderr
+    first, second = torch.load(tmp_path / "ranks.pt", weights_only=True)
+    assert first == second
+    assert "g1_environments_untouched" in first
