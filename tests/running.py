@@ -1,6 +1,7 @@
 """Small runs on the real command line, and what distinguishes two of them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlmods.cli import run
 from rlmods.data.replay import ReplayBuffer
 from rlmods.data.segments import ReplaySegments
 from rlmods.manifest import newest_intact
@@ -54,6 +56,31 @@ class Kill(Callback):
         if trainer.global_step == self.iteration:
             os.kill(os.getpid(), self.signal)
 """
+
+
+class Runs:
+    """A configuration, the run that was never stopped, and how to type its command."""
+
+    def __init__(self, folder: Path, *configs: str) -> None:
+        self.folder = folder
+        files = [folder / f"{number}.yaml" for number in range(len(configs))]
+        for file, config in zip(files, configs, strict=True):
+            file.write_text(config)
+        (folder / "killer.py").write_text(KILLER)
+        self.options = [argument for file in files for argument in ("--config", str(file))]
+        self.fit("whole")
+        self.whole = newest_run(folder / "whole")
+
+    def command(self, name: str, *more: str) -> list[str]:
+        return ["fit", *self.options, "--trainer.default_root_dir", str(self.folder / name), *more]
+
+    def fit(self, name: str, *more: str) -> None:
+        run(self.command(name, *more))
+
+    def copy(self, name: str) -> Path:
+        """The finished run once more, to be treated badly."""
+        shutil.copytree(self.folder / "whole", self.folder / name)
+        return newest_run(self.folder / name)
 
 
 def kill_at(iteration: int, signal: int) -> list[str]:

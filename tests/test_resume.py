@@ -11,8 +11,8 @@ import pytest
 import torch
 from running import (
     EVERYTHING_ON,
-    KILLER,
     SMALL,
+    Runs,
     curves,
     differences,
     kill_at,
@@ -25,31 +25,6 @@ from running import (
 from rlmods.cli import run
 from rlmods.configs import find_config
 from rlmods.manifest import Manifest
-
-
-class Runs:
-    """A configuration, the run that was never stopped, and how to type its command."""
-
-    def __init__(self, folder: Path, *configs: str) -> None:
-        self.folder = folder
-        files = [folder / f"{number}.yaml" for number in range(len(configs))]
-        for file, config in zip(files, configs, strict=True):
-            file.write_text(config)
-        (folder / "killer.py").write_text(KILLER)
-        self.options = [argument for file in files for argument in ("--config", str(file))]
-        self.fit("whole")
-        self.whole = newest_run(folder / "whole")
-
-    def command(self, name: str, *more: str) -> list[str]:
-        return ["fit", *self.options, "--trainer.default_root_dir", str(self.folder / name), *more]
-
-    def fit(self, name: str, *more: str) -> None:
-        run(self.command(name, *more))
-
-    def copy(self, name: str) -> Path:
-        """The finished run once more, to be treated badly."""
-        shutil.copytree(self.folder / "whole", self.folder / name)
-        return newest_run(self.folder / name)
 
 
 @pytest.fixture(scope="module")
