@@ -61,6 +61,12 @@ def test_the_stages_of_a_run(installed_wheel: Installed, tmp_path: Path) -> None
     assert "\n".join(said[-3:]) in CALLBACKS.read_text()
 
 
+def test_a_strangers_actor_and_critic_are_asked(installed_wheel: Installed, tmp_path: Path) -> None:
+    block = blocks(CALLBACKS, "python")[4]
+    said = run_block(block, installed_wheel, tmp_path).splitlines()[-1]
+    assert f"It prints `{said}`" in CALLBACKS.read_text()
+
+
 def test_the_readmes_python_runs(installed_wheel: Installed, tmp_path: Path) -> None:
     (block,) = blocks(README, "python")
     last_evaluation = run_block(block, installed_wheel, tmp_path).splitlines()[-1]
@@ -112,7 +118,7 @@ def test_the_links_of_the_documentation_lead_to_files() -> None:
 def test_the_pages_of_the_algorithms_name_every_curve_of_the_vocabulary() -> None:
     from rlmods.signals import SIGNALS
 
-    text = "".join((REPOSITORY / "docs" / page).read_text() for page in ("dqn.md", "linear_td.md"))
+    text = "".join((REPOSITORY / "docs" / page).read_text() for page in ("dqn.md", "linear_td.md", "td3.md"))
     tags = [tag for signal in SIGNALS.values() for tag in signal.curves]
     assert [tag for tag in tags if f"`{tag}" not in text] == []
 
