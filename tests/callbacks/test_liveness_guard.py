@@ -385,11 +385,12 @@ def test_a_number_that_passes_through_zero_has_no_size(size: int, expected: list
             self.log_temperature = nn.Parameter(torch.full((size,), 0.2))
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return {"loss": super().training_step(batch, batch_idx)["loss"] + self.log_temperature.sum()}
+            outputs: Any = super().training_step(batch, batch_idx)
+            return {"loss": outputs["loss"] + self.log_temperature.sum()}
 
         def configure_optimizers(self) -> Any:
-            groups = [{"params": self.layer.parameters()}, {"params": [self.log_temperature], "name": "temperature"}]
-            return SGD(groups, lr=0.01)
+            groups = {"layer": list(self.layer.parameters()), "temperature": [self.log_temperature]}
+            return SGD([{"params": weights, "name": name} for name, weights in groups.items()], lr=0.01)
 
     guard = LivenessGuard(every_n_iterations=2)
     fit_stranger(tmp_path, Tempered(), [torch.randn(4, 32) for _ in range(40)], guard)

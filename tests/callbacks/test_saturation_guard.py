@@ -7,13 +7,16 @@ import torch
 from actor_critics import ActorCritic, Wiring, replay_batches
 from guarding import WARN, as_lists, events, fit_stranger, warnings_of
 from lightning.pytorch import Callback, Trainer, seed_everything
+from test_skeleton import make_trainer
 from torch import Tensor
 
+from rlmods.algorithms import TD3
 from rlmods.callbacks.detectors import Severity
 from rlmods.callbacks.gradient_path_probe import GradientPathProbe
 from rlmods.callbacks.policy_value_gap_guard import PolicyValueGapGuard
 from rlmods.callbacks.saturation_detector import SaturationDetector, SaturationWindow
 from rlmods.callbacks.saturation_guard import SaturationGuard
+from rlmods.data import ReplayDataModule
 from rlmods.types import Transition
 
 DEAD, AT_ENDS = ("actor_is_dead", WARN), ("saturated_actions", Severity.INFO)
@@ -198,3 +201,40 @@ def test_a_module_that_never_says_it_is_told_at_the_end(tmp_path: Path) -> None:
     guard = SaturationGuard()
     fit_stranger(tmp_path, Silent(), replay_batches(1), guard)
     assert guard.raised == [("no_signals", WARN)]
+
+
+# On the real algorithm
+
+
+def fit_td3(folder: Path, *guards: Callback, **options: Any) -> Trainer:
+    seed_everything(0)
+    data = ReplayDataModule(
+        "Pendulum-v1",
+        total_env_steps=320,
+        learning_starts=32,
+        steps_per_iteration=8,
+        updates_per_iteration=1,
+        batch_size=8,
+        buffer_size=320,
+        eval_episodes=1,
+        eval_every=100,
+    )
+    trainer = make_trainer(folder, *guards, max_steps=options.pop("max_steps", -1))
+    trainer.fit(TD3(data.spec, hidden_sizes=[8]), datamodule=data, **options)
+    return trainer
+
+
+def test_resumed_guards_are_those_that_were_never_stopped(tmp_path: Path) -> None:
+    """With a delayed actor, at one update an iteration, in the middle of a window."""
+
+    def guards() -> list[SaturationGuard | PolicyValueGapGuard]:
+        return [SaturationGuard(every_n_iterations=3), PolicyValueGapGuard(every_n_iterations=3)]
+
+    whole, half, resumed = guards(), guards(), guards()
+    fit_td3(tmp_path / "whole", *whole)
+    fit_td3(tmp_path / "half", *half, max_steps=13)
+    (checkpoint,) = (tmp_path / "half").glob("lightning_logs/*/checkpoints/*.ckpt")
+    fit_td3(tmp_path / "resumed", *resumed, ckpt_path=checkpoint)
+    # As words, in which NaN equals NaN.
+    assert [repr(guard.state_dict()) for guard in resumed] == [repr(guard.state_dict()) for guard in whole]
+    assert all(warnings_of(guard) == [] for guard in whole)
