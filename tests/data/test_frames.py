@@ -186,6 +186,15 @@ def test_every_frame_is_stored_once_and_episodes_of_twenty_steps_fit(num_envs: i
     assert len(buffer) == 1000
 
 
+def test_the_newest_transition_never_pushes_out_its_own_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames_module, "MIN_RECENT", 1)
+    source, buffer = Cameras(1, 4, 3, levels=256, length=12, seed=0), ReplayBuffer(make_spec(4), 1, seed=0)
+    for _ in range(30):
+        transitions = source.collect(1)
+        buffer.extend(transitions)
+        assert_equal(held(buffer), transitions)
+
+
 def test_a_frame_that_is_shown_for_long_is_one_frame() -> None:
     source = Cameras(1, 4, 1, levels=1, length=50, seed=0)
     buffer = ReplayBuffer(make_spec(4), 100, seed=0)
