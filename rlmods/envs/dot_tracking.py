@@ -43,6 +43,7 @@ class DotTracking(gym.Env[Observation, npt.NDArray[np.float32]]):
         image_size: height and width of the image in pixels, at least 16.
         dot_speed: largest step of the dot in each coordinate, in sides of the plane, in [0, 0.2]. A coordinate's is
             drawn between half of it and all of it.
+        reward_offset: added to each reward; 1 makes them lie in [0, 1].
         dict_observation: false gives the image alone.
         render_mode: "rgb_array", or None.
 
@@ -57,13 +58,16 @@ class DotTracking(gym.Env[Observation, npt.NDArray[np.float32]]):
         image_size: int = 42,
         dot_speed: float = 0.06,
         *,
+        reward_offset: float = 0.0,
         dict_observation: bool = True,
         render_mode: str | None = None,
     ) -> None:
         _check("image_size", image_size, image_size >= 16, "at least 16")
+        _check("reward_offset", reward_offset, math.isfinite(reward_offset), "a finite number")
         _check("dot_speed", dot_speed, 0.0 <= dot_speed <= 0.2, "a step in [0, 0.2]")
         self.image_size = image_size
         self.dot_speed = dot_speed
+        self.reward_offset = reward_offset
         self.dict_observation = dict_observation
         self.render_mode = render_mode
         image = spaces.Box(0, 255, (1, image_size, image_size), np.uint8)
@@ -114,7 +118,7 @@ class DotTracking(gym.Env[Observation, npt.NDArray[np.float32]]):
 
     def _reward(self) -> float:
         across, down = (self.dot - self.marker).tolist()
-        return -math.hypot(across, down) / math.sqrt(2.0)
+        return self.reward_offset - math.hypot(across, down) / math.sqrt(2.0)
 
     def _observe(self) -> Observation:
         if not self.dict_observation:

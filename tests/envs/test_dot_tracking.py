@@ -181,7 +181,17 @@ def test_rendering_enlarges_what_the_agent_sees() -> None:
     assert DotTracking().render() is None
 
 
-@pytest.mark.parametrize(("name", "value"), [("image_size", 8), ("dot_speed", 0.3), ("dot_speed", -0.1)])
+def test_an_offset_is_added_to_each_reward() -> None:
+    plain, shifted = DotTracking(), DotTracking(reward_offset=1.0)
+    for env in (plain, shifted):
+        put(env, dot=(0.3, 0.4), marker=(0.8, 0.2))
+    action = np.array([1.0, 1.0])
+    assert shifted.step(action)[1] == pytest.approx(1.0 + plain.step(action)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_size", 8), ("dot_speed", 0.3), ("dot_speed", -0.1), ("reward_offset", float("nan"))]
+)
 def test_a_setting_outside_its_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"got {name} = {value}, expected .*: type --data.init_args.env_kwargs"):
         DotTracking(**{name: value})

@@ -1,0 +1,1 @@
+"""Published runs that went wrong, replayed on small tasks: their configurations, and the mistakes they need."""
