@@ -145,6 +145,13 @@ class PolicyValueDetector:
     # Twins
 
     def _twin_gap(self, window: PolicyValueWindow) -> list[Verdict]:
+        if window.twin_gap == 0.0 and window.q_data_std > 0.0:
+            message = (
+                "the twin critics agree to the last bit, in all states: they began alike or share their parameters, so "
+                "the smaller of the two is no safer than one. Give each an initialisation of its own"
+            )
+            evidence = {"twin_gap": 0.0, "q_data_std": window.q_data_std}
+            return [Verdict("twins_equal", Severity.WARN, message, evidence)]
         floor = 1e-3 * window.size if math.isfinite(window.size) else 0.0
         disagreement = window.twin_gap / max(window.q_data_std, floor, 1e-6)
         if not _is_number(disagreement):

@@ -26,6 +26,7 @@ class PolicyValueGapGuard(Safeguard):
     - `policy_value_gap`, a warning: the first exceeds the second by more spreads of Q over the data than an action can
       be better, and the more from window to window. In healthy runs on a replay of random actions it is one to two.
     - `feature_norm_grows`, a warning: a hundred times its start, in five windows, and growing.
+    - `twins_equal`, a warning: |Q1 − Q2| is exactly 0, and Q is no constant.
     - `twin_disagreement`, a warning: |Q1 − Q2| in spreads of Q above five times its own median in five windows.
 
     Args:

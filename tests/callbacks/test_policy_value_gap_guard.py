@@ -109,6 +109,10 @@ def test_a_feature_norm_a_hundred_times_its_start() -> None:
     assert not any(said(of("feature_norm", [8.0] * 8 + [900.0] * 9)))  # and stays there
 
 
+def test_twins_that_are_one() -> None:
+    assert said(of("twin_gap", [0.4, 0.0, 1e-30]))[1:] == [[("twins_equal", WARN)], []]
+
+
 def test_twins_that_part() -> None:
     """0.1 spreads in the median; five times that is no matter below half a spread."""
     assert said(of("twin_gap", [0.4] * 20 + [2.1] * 5))[-2:] == [[], [("twin_disagreement", WARN)]]
