@@ -18,7 +18,7 @@ from rlmods.configs.postmortem.td3_shared_features import SharedFeatures
 from rlmods.data import ReplayDataModule
 
 CONFIG = yaml.safe_load(find_config("postmortem/td3_shared_features").read_text())
-RECIPE = yaml.safe_load(find_config("td3_pixels").read_text())
+TWIN = yaml.safe_load(find_config("postmortem/td3_shared_features_twin").read_text())
 # Small images and batches: a second where the configuration takes a minute.
 SMALL = {
     "total_env_steps": 280,
@@ -83,7 +83,7 @@ def test_the_wrong_wiring_has_the_published_signature_and_is_named(tmp_path: Pat
     settings = CONFIG["data"]["init_args"] | SMALL
     replayed = replay(tmp_path, SharedFeatures, settings, **CONFIG["model"]["init_args"])
     metrics = replayed.metrics
-    assert metrics.q_policy[-1] > 1_000.0 * abs(metrics.q_value[-1])
+    assert metrics.q_policy[-1] > 100.0 * abs(metrics.q_value[-1])
     assert metrics.norm[-20:] == pytest.approx([1.0] * 20, abs=1e-5)  # the clip never failed
     assert all(1.5 < total < 8**0.5 for total in metrics.sum_of_norms[-20:])  # eight tensors
     assert metrics.layers_norm[-20:] == [0.0] * 20
@@ -91,18 +91,26 @@ def test_the_wrong_wiring_has_the_published_signature_and_is_named(tmp_path: Pat
     assert "policy_value_gap" in warnings_of(replayed.gap)
 
 
-def test_with_the_wiring_of_td3_alone_nothing_is_said(tmp_path: Path) -> None:
+def test_with_the_wiring_alone_put_right_q_stays_where_it_is(tmp_path: Path) -> None:
+    """Unbounded features may still saturate the actor: another matter, of `SaturationGuard`."""
     settings = CONFIG["data"]["init_args"] | SMALL
     replayed = replay(tmp_path, TD3, settings, **CONFIG["model"]["init_args"])
-    assert max(replayed.metrics.q_policy) < 2.0 * max(replayed.metrics.q_value)
-    assert [warnings_of(guard) for guard in replayed[1:]] == [[], [], []]
+    assert replayed.metrics.q_policy[-1] < 2.0 * replayed.metrics.q_value[-1]
+    assert warnings_of(replayed.path) == warnings_of(replayed.gap) == []
 
 
-def test_the_recipe_is_silent(tmp_path: Path) -> None:
-    small = {**SMALL, "steps_per_iteration": 4, "updates_per_iteration": 4, "env_kwargs": {"image_size": 36}}
-    replayed = replay(tmp_path, TD3, RECIPE["data"]["init_args"] | small, **RECIPE["model"]["init_args"])
+def test_the_twin_is_silent(tmp_path: Path) -> None:
+    replayed = replay(tmp_path, TD3, TWIN["data"]["init_args"] | SMALL, **TWIN["model"]["init_args"])
     assert min(replayed.metrics.layers_norm) > 0.0
     assert [warnings_of(guard) for guard in replayed[1:]] == [[], [], []]
+
+
+def test_the_twin_differs_by_the_wiring_and_the_recipe() -> None:
+    """One task, one budget, one clip."""
+    differing = {"encoder_ownership", "features_dim", "random_shift"}
+    assert CONFIG["data"] == TWIN["data"]
+    kept = [{k: v for k, v in c["model"]["init_args"].items() if k not in differing} for c in (CONFIG, TWIN)]
+    assert kept[0] == kept[1]
 
 
 def test_td3_refuses_what_the_mistake_does() -> None:
