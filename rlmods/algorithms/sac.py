@@ -226,7 +226,7 @@ class SAC(Algorithm):
 
     def update_targets(self) -> None:
         """The target critics follow; a target encoder with a τ of its own."""
-        polyak_update(self.target_critic.head_parameters(), self.critic.head_parameters(), self.tau)
+        polyak_update(self.target_critic.head_parameters, self.critic.head_parameters, self.tau)
         for target_encoder, encoder in target_encoders([(self.target_critic, self.critic)]):
             polyak_update(target_encoder.parameters(), encoder.parameters(), self.target_encoder_tau)
 

@@ -232,7 +232,7 @@ class TD3(Algorithm):
         """All target networks follow, θ⁻ ← (1 - τ)θ⁻ + τθ; a target encoder with a τ of its own."""
         pairs = [(self.target_critic, self.critic), (self.target_actor, self.actor)]
         for target, online in pairs:
-            polyak_update(target.head_parameters(), online.head_parameters(), self.tau)
+            polyak_update(target.head_parameters, online.head_parameters, self.tau)
         for target_encoder, encoder in target_encoders(pairs):
             polyak_update(target_encoder.parameters(), encoder.parameters(), self.target_encoder_tau)
 

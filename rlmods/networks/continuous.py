@@ -59,16 +59,19 @@ class ActionBox(nn.Module):
             )
         self.shape = action["shape"]
         self.num_actions = math.prod(self.shape)
+        self.is_cube = bool((low == -1.0).all() and (high == 1.0).all())
         self.register_buffer("scale", (high - low) / 2.0, persistent=False)
         self.register_buffer("middle", (high + low) / 2.0, persistent=False)
 
     def from_cube(self, unit_action: Tensor) -> Tensor:
         """`[B, A]` in [-1, 1] to actions `[B, *shape]`."""
-        return torch.addcmul(self.middle, self.scale, unit_action).reshape(-1, *self.shape)
+        action = unit_action if self.is_cube else torch.addcmul(self.middle, self.scale, unit_action)
+        return action.reshape(-1, *self.shape)
 
     def to_cube(self, action: Tensor) -> Tensor:
         """Actions `[B, *shape]` to `[B, A]`."""
-        return (action.reshape(-1, self.num_actions) - self.middle) / self.scale
+        action = action.reshape(-1, self.num_actions)
+        return action if self.is_cube else (action - self.middle) / self.scale
 
     def sample(self, num: int) -> Tensor:
         """Uniform actions `[num, *shape]`, drawn from torch's global generator."""
@@ -76,7 +79,13 @@ class ActionBox(nn.Module):
 
 
 class _ObservesThroughEncoder(nn.Module):
-    """An encoder and, where there are pixels and `features_dim` is given, a bounded trunk of one's own."""
+    """An encoder and, where there are pixels and `features_dim` is given, a bounded trunk of one's own.
+
+    Attributes:
+        head_parameters: all but those of the encoder; listed once, because torch takes long to walk over modules.
+    """
+
+    head_parameters: list[nn.Parameter]
 
     def __init__(self, encoder: ObservationEncoder, features_dim: int | None) -> None:
         super().__init__()
@@ -85,15 +94,14 @@ class _ObservesThroughEncoder(nn.Module):
         self.trunk = BoundedTrunk(encoder, features_dim or 0) if has_trunk else nn.Identity()
         self.num_features = self.trunk.num_features if isinstance(self.trunk, BoundedTrunk) else encoder.num_features
 
-    def head_parameters(self) -> list[nn.Parameter]:
-        """All but those of the encoder."""
+    def _find_head_parameters(self) -> list[nn.Parameter]:
         encoder = set(self.encoder.parameters())
         return [parameter for parameter in self.parameters() if parameter not in encoder]
 
     def target_copy(self, *, shares_encoder: bool) -> Self:
         """A frozen copy, with the same encoder or a frozen copy of it."""
         copied = deepcopy(self, {id(self.encoder): self.encoder} if shares_encoder else None)
-        for parameter in copied.head_parameters() if shares_encoder else copied.parameters():
+        for parameter in copied.head_parameters if shares_encoder else copied.parameters():
             parameter.requires_grad_(False)
         return copied
 
@@ -146,6 +154,7 @@ class Actor(_ObservesThroughEncoder):
             # Near zero the tanh behind it is alive, however the convolutions begin (Lillicrap et al. 2016, section 7).
             for parameter in self.layers[-1].parameters():
                 nn.init.uniform_(parameter, -3e-3, 3e-3)
+        self.head_parameters = self._find_head_parameters()
 
     def forward(self, observation: Encodable) -> Tensor:
         """`[B, num_outputs]` for observations `[B, *shape]`."""
@@ -160,7 +169,7 @@ class Actor(_ObservesThroughEncoder):
 
     def own_parameters(self) -> list[nn.Parameter]:
         """What the actor's loss trains."""
-        return list(self.parameters()) if self.trains_encoder else self.head_parameters()
+        return list(self.parameters()) if self.trains_encoder else self.head_parameters
 
 
 class Critic(_ObservesThroughEncoder):
@@ -186,6 +195,7 @@ class Critic(_ObservesThroughEncoder):
         super().__init__(encoder, features_dim)
         self.actions = actions
         self.q_functions = EnsembleMLP(num_critics, self.num_features + actions.num_actions, hidden_sizes)
+        self.head_parameters = self._find_head_parameters()
 
     def forward(self, observation: Encodable, action: Tensor) -> Tensor:
         """Q `[E, B]` at observations `[B, *shape]` and actions `[B, *shape]`."""
@@ -217,7 +227,8 @@ class Critic(_ObservesThroughEncoder):
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """What is computed inside sends no gradient to the critic's parameters, only to the action."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        of_pixels = self.encoder.parameters() if self.encoder.num_pixel_features else ()
+        parameters = [parameter for parameter in (*self.head_parameters, *of_pixels) if parameter.requires_grad]
         for parameter in parameters:
             parameter.requires_grad_(False)
         try:
