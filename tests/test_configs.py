@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,13 @@ def test_the_preset_of_actors_and_critics_is_added_to_a_run_that_has_them(name: 
     assert len(checkpoint["health"]) == len(entries)
 
 
-def small_run(config: dict[str, Any]) -> tuple[int, dict[str, int]]:
+def small_run(config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """The iterations after which something has been learned, and the settings that end the run there."""
     if config["data"]["class_path"].endswith("ReplayDataModule"):
         steps = config["data"]["init_args"]["steps_per_iteration"]
-        small = {"total_env_steps": 2 * steps, "learning_starts": steps, "buffer_size": 1000}
+        small: dict[str, Any] = {"total_env_steps": 2 * steps, "learning_starts": steps, "buffer_size": 1000}
+        if config["data"]["init_args"]["resize"] is not None:
+            small |= {"batch_size": 4, "env_kwargs": {"max_episode_steps": 20}}
         return 2, {**small, "eval_episodes": 1, "updates_per_iteration": 2}
     # On the first ten rollouts a dimensionless step is measured.
     num_iterations = 2 if config["model"]["init_args"]["dimensionless_step"] is None else 12
@@ -95,7 +98,7 @@ def test_builds_trains_and_parses_again(name: str, tmp_path: Path, capsys: pytes
         run(["fit", *options, "--print_config"])
     printed = capsys.readouterr().out
     num_iterations, small = small_run(yaml.safe_load(printed))
-    run(["fit", *options, *(f"--data.init_args.{key}={value}" for key, value in small.items())])
+    run(["fit", *options, *(f"--data.init_args.{key}={json.dumps(value)}" for key, value in small.items())])
     checkpoint = newest_checkpoint(newest_run(tmp_path))
     assert checkpoint["global_step"] == num_iterations
     assert checkpoint["algorithm"]["update_steps"] > 0
