@@ -50,7 +50,7 @@ class ExperienceDataModule(LightningDataModule):
         env_kwargs: arguments of the environment.
         vectorization: native where the environment has its own vector implementation, else sync or async.
         resize: height and width to which pixels are reduced.
-        frame_stack: frames of one observation.
+        frame_stack: frames of one observation; of a dict the image alone is stacked.
         seed: of all streams; None takes the seed that torch was given.
     """
 

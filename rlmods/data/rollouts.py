@@ -40,7 +40,7 @@ class RolloutDataModule(ExperienceDataModule):
         env_kwargs: arguments of the environment.
         vectorization: native where the environment has its own vector implementation, else sync or async.
         resize: height and width to which pixels are reduced, next to the environment's step.
-        frame_stack: frames of one observation.
+        frame_stack: frames of one observation; of a dict the image alone is stacked.
         seed: of the environments; None takes the seed that torch was given.
 
     Raises:
