@@ -28,7 +28,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from bare_dqn import SpeedSettings, train_bare
@@ -151,13 +151,19 @@ def make_model(settings: SpeedSettings, data: ReplayDataModule) -> DQN:
     )
 
 
-def make_trainer(folder: Path, *callbacks: Callback, log_every_n_steps: int = LOG_EVERY_N_STEPS) -> Trainer:
+def make_trainer(
+    folder: Path,
+    *callbacks: Callback,
+    log_every_n_steps: int = LOG_EVERY_N_STEPS,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+) -> Trainer:
     checkpoints = [
         ModelCheckpoint(monitor="step", mode="max", save_top_k=3, filename="{step}"),
         ModelCheckpoint(monitor="eval/mean_reward", mode="max", filename="best-{step}"),
     ]
     return Trainer(
         accelerator="cpu",
+        precision=precision,
         max_epochs=1,
         num_sanity_val_steps=0,
         log_every_n_steps=log_every_n_steps,

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=8, help="frames, and updates, of an iteration")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true", help="rlmods under bf16-mixed as well")
     parser.add_argument("--without-peer", action="store_true", help="leave Stable-Baselines3 out")
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -56,6 +57,7 @@ def main() -> None:
     contenders: dict[str, Contender] = {
         "rlmods": partial(train_rlmods, safeguards=True),
         "without safeguards": partial(train_rlmods, safeguards=False),
+        **({"in bf16": partial(train_rlmods, safeguards=True, precision="bf16-mixed")} if arguments.bf16 else {}),
         "bare": train_bare,
         "products": multiply,
     }
@@ -88,7 +90,14 @@ def measure(settings: SpeedSettings, contenders: dict[str, Contender], repeats: 
         print(row + "".join(f"{column:>28s}" for column in columns), flush=True)
 
 
-def train_rlmods(settings: SpeedSettings, seed: int, turn: Turn, *, safeguards: bool) -> None:
+def train_rlmods(
+    settings: SpeedSettings,
+    seed: int,
+    turn: Turn,
+    *,
+    safeguards: bool,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+) -> None:
     """Ours, with what a run has when it is started from the command line, but the progress bar."""
     seed_everything(seed, verbose=False)
     data = ReplayDataModule(
@@ -106,7 +115,7 @@ def train_rlmods(settings: SpeedSettings, seed: int, turn: Turn, *, safeguards: 
     model = TD3(data.spec, hidden_sizes=settings.hidden_sizes, learning_rate=settings.learning_rate)
     with tempfile.TemporaryDirectory() as folder:
         guards = preset("safeguards/actor_critic") if safeguards else []
-        trainer = make_trainer(Path(folder), TakesTurns(turn), *guards, log_every_n_steps=32)
+        trainer = make_trainer(Path(folder), TakesTurns(turn), *guards, log_every_n_steps=32, precision=precision)
         trainer.fit(model, datamodule=data)
 
 
