@@ -122,7 +122,8 @@ def test_the_report_counts() -> None:
     assert "| 1/2 | 0/2 | guard | 80 | 1/1 | target_never_moves |" in row
     (row,) = [line for line in lines if line.startswith("| `ddpg`")]
     assert row.endswith("| 2 | -1 | violent_update | inert_update |")
-    assert "| faults that a safeguard should see: runs found | 1/2 |" in lines
+    assert "| runs with a fault: found | 1/3 |" in lines
+    assert "| faults found in no run | 1 of 2 |" in lines
     assert "| healthy runs with an acting alarm | 1 |" in lines
 
 

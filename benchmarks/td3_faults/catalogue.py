@@ -35,7 +35,7 @@ class Case:
         id: short, unique.
         what: is broken, or ugly, in words.
         causes: that count as the right one.
-        unseen: why no safeguard can find it; empty where one should.
+        unseen: why no safeguard finds it; empty where one does.
         onset: iterations before which nothing is broken.
         algorithm: TD3, SAC, or a mutation.
         data_module: the real one, or a mutation.
@@ -187,7 +187,7 @@ HEALTHY = [
     Case(id="lr-high", what="learning rate 0.005", model={"learning_rate": 5e-3}),
     Case(id="delay-8", what="the actor every eighth update", model={"policy_delay": 8}),
     Case(id="ledge", what="a box that is neither ±1 nor centred, terminations", data=LEDGE),
-    Case(id="sparse", what="a reward of 0 almost everywhere", data={**LEDGE, "env_kwargs": {"is_sparse": True}}),
+    Case(id="sparse", what="a reward of 0 but in the middle", data={**LEDGE, "env_kwargs": {"is_sparse": True}}),
     Case(id="mountain-car", what="bang-bang optimum, no reward but a cost",
          data={"env_id": "MountainCarContinuous-v0", "eval_episodes": 1, "eval_every": 1_920}),
     Case(id="n-step", what="three-step, prioritised", data={"n_steps": 3, "prioritized_replay": True}),
