@@ -77,7 +77,7 @@ def test_the_readmes_python_runs(installed_wheel: Installed, tmp_path: Path) -> 
 def test_every_python_block_is_run_above() -> None:
     assert {page.name: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")} == {
         "README.md": 1,
-        "callbacks.md": 4,
+        "callbacks.md": 5,
     }
 
 

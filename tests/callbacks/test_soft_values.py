@@ -196,6 +196,12 @@ def test_the_least_of_twins_is_no_other_value(width: int) -> None:
     assert float(probed["discount_ignored"]) == pytest.approx(0.0, abs=1e-3)
 
 
+def test_the_rounding_of_huge_targets_is_no_other_discount() -> None:
+    """1e8 a target rounds by about 8; what was trained on may be clamped to a few hundred."""
+    torch.manual_seed(0)
+    assert float(probe_targets(Twins(scale=1e8), stacked(continuous()))["discount_ignored"]) == 0.0
+
+
 def test_another_factor_on_twins_is_found() -> None:
     torch.manual_seed(0)
     assert float(probe_targets(Twins(scale=3.0), stacked(continuous()))["bootstrap_outside"]) > 1.0
