@@ -1,7 +1,10 @@
 """What the hyper-parameters of TD3 and SAC must satisfy."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
+
+from rlmods.networks.continuous import EncoderOwnership
+from rlmods.networks.pixel_encoders import PixelEncoder
 
 Range: TypeAlias = tuple[Callable[[Any], bool], str]
 
@@ -20,6 +23,13 @@ def check_continuous_settings(settings: Mapping[str, Any], *, optimizers: Sequen
     above_0: Range = (lambda value: value > 0.0, "above 0")
     share: Range = (lambda value: 0.0 < value <= 1.0, "in (0, 1]")
     at_least_1: Range = (lambda value: value >= 1, "at least 1")
+
+    def is_number(value: Any) -> bool:
+        return not isinstance(value, str)
+
+    def one_of(literal: Any) -> Range:
+        return (lambda value: value in get_args(literal), f"out of {', '.join(get_args(literal))}")
+
     ranges: dict[str, Range] = {
         "learning_rate": above_0,
         "tau": share,
@@ -34,7 +44,10 @@ def check_continuous_settings(settings: Mapping[str, Any], *, optimizers: Sequen
         "n_critics": at_least_1,
         "features_dim": at_least_1,
         "random_shift": at_least_0,
-        "ent_coef": (lambda value: value == "auto" or value > 0.0, "above 0, or auto"),
+        "ent_coef": (lambda value: value == "auto" or (is_number(value) and value > 0.0), "above 0, or auto"),
+        "target_entropy": (lambda value: value == "auto" or is_number(value), "in nats, or auto"),
+        "encoder": one_of(PixelEncoder),
+        "encoder_ownership": one_of(EncoderOwnership),
     }
     for name, (is_inside, expected) in ranges.items():
         value = settings.get(name)

@@ -72,7 +72,7 @@ class SAC(Algorithm):
         ValueError: where the actions are not a bounded box or a value lies outside its range.
     """
 
-    network_settings = ("n_critics", "encoder", "encoder_ownership", "features_dim")
+    network_settings = ("n_critics", "encoder", "encoder_ownership", "features_dim", "target_encoder_tau", "ent_coef")
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ class TD3(Algorithm):
         ValueError: where the actions are not a bounded box or a value lies outside its range.
     """
 
-    network_settings = ("n_critics", "encoder", "encoder_ownership", "features_dim")
+    network_settings = ("n_critics", "encoder", "encoder_ownership", "features_dim", "target_encoder_tau")
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class TD3(Algorithm):
 
     @torch.no_grad()
     def td_target(self, transition: Transition) -> Tensor:
-        """Bootstrap targets `[B]` (equation 14), after the callables of `target_transforms`."""
+        """Bootstrap targets `[B]` (section 5.3), after the callables of `target_transforms`."""
         next_observation = encode_once(transition.next_observation, self.target_actor, self.target_critic)
         next_action = noisy_action(
             self.target_actor(next_observation).tanh(), self.target_policy_noise, self.target_noise_clip
@@ -218,7 +218,7 @@ class TD3(Algorithm):
         return target
 
     def actor_signals(self, observation: Observation) -> dict[str, Tensor]:
-        """The actor's loss, -Q1(s, π(s)) (equation 15, by the chain rule), and what it was made of, `[B]` each.
+        """The actor's loss, -Q1(s, π(s)), with Algorithm 1's gradient by the chain rule, and what it was made of.
 
         It takes observations, never features: the critic encodes them itself, and no gradient reaches it.
         """

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 def noisy_action(unit_action: Tensor, std: float, noise_clip: float | None = None) -> Tensor:
     """clip(a + ε, -1, 1) with ε ~ N(0, std²), itself clipped to ± `noise_clip` where that is given.
 
-    Source: Fujimoto et al. 2018, section 5.3 (equation 14) for the target policy, section 6.1 for exploration. Draws
+    Source: Fujimoto et al. 2018, section 5.3 for the target policy, section 6.1 for exploration. Draws
     from torch's global generator.
 
     Args:
@@ -27,8 +27,9 @@ def noisy_action(unit_action: Tensor, std: float, noise_clip: float | None = Non
 def squashed_gaussian(mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
     """An action tanh(u), u ~ N(mean, std²), and log π of it, both differentiable.
 
-    Source: Haarnoja et al. 2018, appendix C, equation 21, with log(1 - tanh²u) = 2(log 2 - u - softplus(-2u)), which
-    stays finite where tanh u rounds to ±1. Draws from torch's global generator.
+    Source: Haarnoja et al. 2018 (https://arxiv.org/abs/1801.01290), appendix C, equation 21, with
+    log(1 - tanh²u) = 2(log 2 - u - softplus(-2u)), which stays finite where tanh u rounds to ±1. Draws from torch's
+    global generator.
 
     Args:
         mean: `[B, A]`.

@@ -53,15 +53,21 @@ class ActionBox(nn.Module):
                 "gymnasium.wrappers.RescaleAction or with a Box of the range that is meant"
             )
         low, high = torch.tensor(action["low"]), torch.tensor(action["high"])
-        if not (low < high).all():
-            raise ValueError(
-                f"got actions of {spec['env_id']} from {action['low']} to {action['high']}, expected low < high"
-            )
         self.shape = action["shape"]
         self.num_actions = math.prod(self.shape)
         self.is_cube = bool((low == -1.0).all() and (high == 1.0).all())
-        self.register_buffer("scale", (high - low) / 2.0, persistent=False)
-        self.register_buffer("middle", (high + low) / 2.0, persistent=False)
+        middle = low + (high - low) / 2.0
+        scale = torch.minimum(high - middle, middle - low)
+        # Rounded, middle ± scale may lie outside the box by a bit, and some environments refuse such an action.
+        is_outside = (middle + scale > high) | (middle - scale < low)
+        scale = torch.where(is_outside, torch.nextafter(scale, torch.zeros_like(scale)), scale)
+        if not (scale > 0.0).all():
+            raise ValueError(
+                f"got actions of {spec['env_id']} from {action['low']} to {action['high']}, expected low < high and a "
+                "range that float32 can hold: register the environment with a Box of the range that is meant"
+            )
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("middle", middle, persistent=False)
 
     def from_cube(self, unit_action: Tensor) -> Tensor:
         """`[B, A]` in [-1, 1] to actions `[B, *shape]`."""
@@ -151,7 +157,8 @@ class Actor(_ObservesThroughEncoder):
         self.trains_encoder = trains_encoder
         self.layers = mlp(self.num_features, hidden_sizes, num_outputs)
         if encoder.num_pixel_features:
-            # Near zero the tanh behind it is alive, however the convolutions begin (Lillicrap et al. 2016, section 7).
+            # Near zero the tanh behind it is alive, however the convolutions begin. Lillicrap et al. 2016, section 7,
+            # have this bound for vectors, and a tenth of it for pixels without a trunk.
             for parameter in self.layers[-1].parameters():
                 nn.init.uniform_(parameter, -3e-3, 3e-3)
         self.head_parameters = self._find_head_parameters()
@@ -216,7 +223,7 @@ class Critic(_ObservesThroughEncoder):
         if q_values.shape[0] > 1:
             signals["twin_gap"] = (q_values[0] - q_values[1]).abs()
         if self.encoder.num_pixel_features:
-            signals["feature_norm"] = features.detach().norm(dim=-1).mean()
+            signals["feature_norm"] = features.detach().float().norm(dim=-1).mean()
         return signals
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from rlmods.algorithms import SAC
+from rlmods.algorithms.base import Algorithm
 from rlmods.data import ReplayDataModule
 from rlmods.networks.ensemble import EnsembleLinear
 from rlmods.types import EnvSpec, EpisodeBatch, Minibatch, Transition
@@ -157,6 +158,23 @@ def test_losses_by_name() -> None:
     torch.manual_seed(0)
     again = model.critic_signals(Minibatch(make_transition(), torch.ones(2)))
     torch.testing.assert_close(losses["critic_loss"], again["loss"])
+
+
+def test_a_temperature_is_not_exchanged_for_that_of_a_checkpoint() -> None:
+    saved: dict[str, Any] = {}
+    learned = make_sac()
+    learned.on_save_checkpoint(saved)
+    saved[Algorithm.CHECKPOINT_HYPER_PARAMS_KEY] = dict(learned.hparams)
+    learned.check_checkpoint(saved)
+    with pytest.raises(ValueError, match=r"ent_coef = auto, expected ent_coef = 0\.2"):
+        make_sac(ent_coef=0.2).check_checkpoint(saved)
+
+
+@pytest.mark.parametrize("setting", ["ent_coef", "target_entropy"])
+def test_words_other_than_auto_are_refused(setting: str) -> None:
+    arguments: dict[str, Any] = {setting: "automatic"}
+    with pytest.raises(ValueError, match=f"got {setting} = automatic.*or auto"):
+        SAC(SPEC, **arguments)
 
 
 @pytest.mark.parametrize("ent_coef", [0.0, -1.0])

@@ -394,6 +394,8 @@ def test_images_are_shifted_in_training_and_not_in_acting() -> None:
         ({"kind": "discrete", "n": 2, "shape": [], "low": [], "high": []}, "expected continuous ones"),
         ({"low": [-math.inf]}, "without bounds"),
         ({"low": [4.0]}, "expected low < high"),
+        ({"low": [-3.4e38], "high": [3.4e38]}, "range that float32 can hold"),
+        ({"low": [1.0], "high": [1.0 + 2**-23]}, "range that float32 can hold"),
     ],
 )
 def test_actions_that_no_squashed_policy_can_fill_are_refused(change: dict[str, Any], message: str) -> None:
@@ -412,6 +414,8 @@ def test_actions_that_no_squashed_policy_can_fill_are_refused(change: dict[str, 
         ({"random_shift": -1}, "random_shift"),
         ({"max_grad_norm": {"critc": 1.0}}, r"some of \['critic', 'actor'\]"),
         ({"max_grad_norm": {"critic": 0.0}}, "above 0"),
+        ({"encoder": "Nature"}, "out of nature, drq_v2"),
+        ({"encoder_ownership": "seperate"}, "out of shared_critic, separate, shared_both"),
     ],
 )
 def test_settings_outside_their_range_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -425,13 +429,21 @@ def test_an_observation_without_its_image_is_refused() -> None:
         model.act({"vector": torch.zeros(1, 3)}, env_steps=0)
 
 
-def test_the_checkpoint_of_another_encoder_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"encoder": "nature"}, "encoder = nature"),
+        # Without it the weights of the target encoder would become those of the critic's own.
+        ({"target_encoder_tau": 0.1}, "target_encoder_tau = 0.1"),
+    ],
+)
+def test_the_checkpoint_of_other_encoders_is_refused(arguments: dict[str, Any], message: str) -> None:
     saved: dict[str, Any] = {}
-    TD3(PIXELS, hidden_sizes=(8,), encoder="nature").on_save_checkpoint(saved)
-    model = TD3(PIXELS, hidden_sizes=(8,), encoder="drq_v2")
-    saved[Algorithm.CHECKPOINT_HYPER_PARAMS_KEY] = dict(TD3(PIXELS, hidden_sizes=(8,), encoder="nature").hparams)
-    with pytest.raises(ValueError, match="encoder = nature"):
-        model.check_checkpoint(saved)
+    other = TD3(PIXELS, hidden_sizes=(8,), **arguments)
+    other.on_save_checkpoint(saved)
+    saved[Algorithm.CHECKPOINT_HYPER_PARAMS_KEY] = dict(other.hparams)
+    with pytest.raises(ValueError, match=message):
+        TD3(PIXELS, hidden_sizes=(8,)).check_checkpoint(saved)
 
 
 def test_sixteen_bit_precision_is_refused(tmp_path: Any) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from rlmods.networks.continuous import ActionBox, Actor, Critic
 from rlmods.networks.ensemble import EnsembleLinear, EnsembleMLP
 from rlmods.networks.pixel_encoders import BoundedTrunk, DrQv2CNN, ObservationEncoder
-from rlmods.types import EnvSpec
+from rlmods.types import ActionSpec, EnvSpec
 
 BOX: EnvSpec = {
     "env_id": "Toy-v0",
@@ -51,6 +51,23 @@ def test_the_cube_and_the_box() -> None:
     assert actions.shape == (3, 2, 1)
     assert actions.flatten(1).tolist() == [[-2.0, 0.0], [2.0, 10.0], [0.0, 7.5]]
     torch.testing.assert_close(box.to_cube(actions), corners)
+
+
+def test_no_action_leaves_its_box_by_rounding() -> None:
+    bounds = 3.0 * torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
+    low, high = bounds.amin(0), bounds.amax(0)
+    action: ActionSpec = {
+        "kind": "continuous",
+        "n": 0,
+        "shape": [1000],
+        "low": low.tolist(),
+        "high": high.tolist(),
+    }
+    lowest, highest = ActionBox({**BOX, "action": action}).from_cube(torch.tensor([[-1.0], [1.0]]).expand(2, 1000))
+    assert (lowest >= low).all()
+    assert (highest <= high).all()
+    torch.testing.assert_close(lowest, low)
+    torch.testing.assert_close(highest, high)
 
 
 def test_vectors_pass_the_encoder_as_they_are() -> None:
