@@ -75,10 +75,14 @@ class SaturationDetector:
 
     def _at_ends(self, window: SaturationWindow) -> Verdict:
         found = [dimension for dimension, share in enumerate(window.shares) if share > SATURATED]
+        can_leave = window.actor_gradient > 0.0
+        then = (
+            "the actor can still leave them, and may be" if can_leave else "nothing would move it from there, which is"
+        )
         message = (
             f"more than {SATURATED:.0%} of the actions stand at their ends in the dimensions {found}, in "
-            f"{self.windows} windows; the actor can still leave them (gradient norm {window.actor_gradient:.2g}): "
-            "right where the best action is an extreme"
+            f"{self.windows} windows, with an actor's gradient of {window.actor_gradient:.2g}: {then} right where the "
+            "best action is an extreme"
         )
         return Verdict("saturated_actions", Severity.INFO, message, self._evidence(window))
 
