@@ -21,7 +21,8 @@ def refuse_unsupported(trainer: Any) -> None:
     if trainer.gradient_clip_val is not None:
         raise ValueError(
             f"got trainer.gradient_clip_val = {trainer.gradient_clip_val}, expected the model's own option, because "
-            f"the model makes its updates itself: type --model.init_args.max_grad_norm {trainer.gradient_clip_val}"
+            f"the model makes its updates itself: type --model.init_args.max_grad_norm {trainer.gradient_clip_val}, or "
+            f"--model.init_args.max_grad_norm.critic {trainer.gradient_clip_val} for an actor and critic"
         )
     if str(trainer.precision) not in ("None", "32", "32-true", "bf16", "bf16-mixed"):
         raise ValueError(

@@ -70,7 +70,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     ),
     "gradient_clip_val": (
         ["--trainer.gradient_clip_val", "0.5"],
-        ["gradient_clip_val = 0.5", "--model.init_args.max_grad_norm 0.5"],
+        ["gradient_clip_val = 0.5", "--model.init_args.max_grad_norm 0.5", "max_grad_norm.critic 0.5"],
     ),
     "16 bit": (["--trainer.precision", "16-mixed"], ["16-mixed", "bf16-mixed", "--trainer.precision"]),
     "last without a run": (

@@ -36,6 +36,7 @@ from rlmods.networks.continuous import (
     EncoderOwnership,
     actor_and_critic,
     encode_once,
+    num_observations,
     shift_transition,
     target_encoders,
 )
@@ -132,11 +133,11 @@ class SAC(Algorithm):
 
     def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
         """A draw of π, or its mode, `[N, *shape]` for observations `[N, *shape]`; uniform before `learning_starts`."""
+        if env_steps < self.learning_starts and not deterministic:
+            return self.actions.sample(num_observations(observation))
         mean, log_std = self.distribution(observation)
         if deterministic:
             return self.actions.from_cube(mean.tanh())
-        if env_steps < self.learning_starts:
-            return self.actions.sample(mean.shape[0])
         return self.actions.from_cube(squashed_gaussian(mean, log_std)[0])
 
     def training_step(self, batch: ReplayBatch, batch_idx: int) -> dict[str, Tensor]:

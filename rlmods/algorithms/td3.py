@@ -40,6 +40,7 @@ from rlmods.networks.continuous import (
     EncoderOwnership,
     actor_and_critic,
     encode_once,
+    num_observations,
     shift_transition,
     target_encoders,
 )
@@ -138,11 +139,11 @@ class TD3(Algorithm):
 
     def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
         """π(s) with noise `[N, *shape]` for observations `[N, *shape]`; uniform before `learning_starts`."""
+        if env_steps < self.learning_starts and not deterministic:
+            return self.actions.sample(num_observations(observation))
         unit_action = self.actor(observation).tanh()
         if deterministic:
             return self.actions.from_cube(unit_action)
-        if env_steps < self.learning_starts:
-            return self.actions.sample(unit_action.shape[0])
         return self.actions.from_cube(noisy_action(unit_action, self.exploration_std(env_steps)))
 
     def exploration_std(self, env_steps: int) -> float:

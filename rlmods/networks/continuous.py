@@ -278,6 +278,12 @@ def actor_and_critic(
     return actor, critic
 
 
+def num_observations(observation: Observation) -> int:
+    """N of observations `[N, *shape]`."""
+    array = observation if isinstance(observation, Tensor) else next(iter(observation.values()))
+    return array.shape[0]
+
+
 def encode_once(observation: Observation, actor: Actor, critic: Critic) -> Encodable:
     """The observation encoded where actor and critic share convolutions, else as it is."""
     shares = actor.encoder is critic.encoder and critic.encoder.num_pixel_features > 0
