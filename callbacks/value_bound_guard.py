@@ -13,7 +13,7 @@ from rlmods.callbacks.detectors import Severity, Verdict
 from rlmods.callbacks.safeguard import Mode, Readings, Safeguard, is_window, require_signals
 from rlmods.callbacks.seen_values import SeenValues, entropy_bonus
 from rlmods.callbacks.target_probe import probe_targets
-from rlmods.callbacks.transitions import transition_of
+from rlmods.callbacks.transitions import num_action_dimensions, transition_of
 from rlmods.callbacks.value_detector import Gap, ValueDetector, ValueWindow
 from rlmods.functional.value_bounds import ValueInterval, explained_variance
 from rlmods.types import ExperienceSource, Observation, ReplayBatch, Transition
@@ -31,6 +31,7 @@ _MEANS = (
     "truncated",
     "unchanged",
     "episode_length",
+    "entropy",
 )
 
 
@@ -164,6 +165,10 @@ class ValueBoundGuard(Safeguard):
             "updates": torch.tensor(float(self._updates), device=target.device),
             "transitions": torch.tensor(float(target.numel()), device=target.device),
         }
+        num_actions = num_action_dimensions(getattr(batch, "transition", batch))
+        if {"ent_coef", "entropy"} <= outputs.keys() and num_actions is not None:
+            measured["entropy"] = outputs["entropy"].float().mean()
+            measured["largest_entropy"] = torch.tensor(num_actions * math.log(2.0), device=target.device)
         if "td_error" in outputs:
             measured["identity_error"] = (outputs["td_error"] - (target - q_value)).abs().amax()
         measured |= dict(zip(("start_low", "start_mean", "start_high"), self._start, strict=True))

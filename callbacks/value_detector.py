@@ -47,6 +47,8 @@ class ValueWindow(NamedTuple):
     episode_length: float  # mean of the training episodes; NaN before the first has ended
     discount_ignored: float  # by how much targets made with half the discount miss half of the bootstrap
     bootstrap_outside: float  # by how much the bootstrap lies outside the discounted values of the target networks
+    entropy: float  # of soft values: the policy's, in nats, in the cube
+    largest_entropy: float  # that any density in the cube has
 
 
 class Gap(NamedTuple):
@@ -86,6 +88,7 @@ class ValueDetector:
         self.unexplained = Confirmation(4, 4)
         self.unchanged = Confirmation(3, 3)
         self.overestimated = Confirmation(3, 3)
+        self.too_random = Confirmation(3, 3)
         self.first_gap = math.nan
         self.reward: list[float] = []  # low and high of the window before
         self.reward_windows = 0
@@ -106,6 +109,7 @@ class ValueDetector:
             *self._episode_ends(window),
             *self._reward_range(window),
             *self._explained(window),
+            *self._entropy(window),
         ]
         return [*verdicts, *self.gap_verdicts]
 
@@ -269,6 +273,18 @@ class ValueDetector:
         }
         return Verdict(cause, severity, message, evidence)
 
+    def _entropy(self, window: ValueWindow) -> list[Verdict]:
+        # A quarter above, because a mini-batch's mean scatters.
+        if not self.too_random.update(window.entropy > 1.25 * window.largest_entropy):
+            return []
+        message = (
+            f"the policy's entropy is {window.entropy:.3g} nats, but no density on [-1, 1]^A has more than "
+            f"{window.largest_entropy:.3g}: log π is another density's (without the slope of the tanh, or in other "
+            "units), and so are the soft values and the temperature made with it"
+        )
+        evidence = {"entropy": window.entropy, "largest": window.largest_entropy, "threshold": 1.25, "windows": 3}
+        return [Verdict("entropy_above_cube", Severity.WARN, message, evidence)]
+
     # The ends of episodes
 
     def _episode_ends(self, window: ValueWindow) -> list[Verdict]:
@@ -389,7 +405,7 @@ class ValueDetector:
         ]
 
     def _confirmations(self) -> dict[str, Confirmation]:
-        named = ("beyond", "unexplained", "unchanged", "overestimated")
+        named = ("beyond", "unexplained", "unchanged", "overestimated", "too_random")
         return {**self.outside, **{name: getattr(self, name) for name in named}}
 
 

@@ -169,7 +169,7 @@ def _bits(gradient: Tensor) -> Tensor:
     ],
 )
 def test_what_another_loss_left(order: str, dangling: float | None) -> None:
-    """o: the other's backward pass and step, which leave 4; O its step; n: a pass that leaves nothing; w, W: its own."""
+    """o: the other's pass and step, which leave 4; O its step; n: a pass that leaves nothing; w, W: its own."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     watch = WatchedOptimizer(SGD([parameter], lr=0.1), {"w": [0]})
     found: list[float | None] = []

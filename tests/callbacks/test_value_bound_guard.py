@@ -60,7 +60,17 @@ HEALTHY = ValueWindow(
     episode_length=20.0,
     discount_ignored=math.nan,
     bootstrap_outside=math.nan,
+    entropy=math.nan,
+    largest_entropy=math.nan,
 )
+
+
+def test_an_entropy_above_that_of_the_cube_is_another_density() -> None:
+    """Two dimensions: 2 ln 2 = 1.386. A normal with std 1 has 1.419 in each, were the tanh's slope forgotten."""
+    for entropy, expected in ((1.4, [[], [], []]), (2.838, [[], [], ["entropy_above_cube"]])):
+        watch = detector()
+        window = HEALTHY._replace(entropy=entropy, largest_entropy=2.0 * math.log(2.0))
+        assert [causes(watch.update(window)) for _ in range(3)] == expected
 
 
 def detector() -> ValueDetector:
