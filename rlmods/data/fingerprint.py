@@ -22,10 +22,10 @@ def fingerprint_of(state: Any) -> str:
 
 def _update(digest: Any, state: Any) -> None:
     if isinstance(state, torch.Tensor):
-        values = state.detach().cpu().contiguous()
-        digest.update(f"{values.dtype}{list(values.shape)}".encode())
-        # As bytes, so that -0.0 and NaN are what they are.
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+        values = state.detach().cpu()
+        digest.update(f"{values.dtype}{list(state.shape)}".encode())
+        # As bytes, so that -0.0 and NaN are what they are. MuJoCo has arrays with a stride of 0, which torch cannot view.
+        digest.update(values.numpy().tobytes())
     elif isinstance(state, dict):
         digest.update(f"dict{len(state)}".encode())
         for name, value in state.items():

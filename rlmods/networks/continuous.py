@@ -176,7 +176,7 @@ class Actor(_ObservesThroughEncoder):
 
     def own_parameters(self) -> list[nn.Parameter]:
         """What the actor's loss trains."""
-        return list(self.parameters()) if self.trains_encoder else self.head_parameters
+        return list(self.parameters()) if self.trains_encoder else self._find_head_parameters()
 
 
 class Critic(_ObservesThroughEncoder):
