@@ -138,7 +138,7 @@ class EpisodeBatch(NamedTuple):
     returns: Tensor  # [E] float64, undiscounted
     lengths: Tensor  # [E] int64, environment steps
     discounted_returns: Tensor  # [E] float64
-    successes: Tensor  # [E] float64, 0 or 1; NaN where the environment does not report `is_success`
+    events: dict[str, Tensor]  # [E] float64 each, 0 or 1, by name; NaN where the environment does not report it
     start_observation: Observation  # [E, *shape]
     final_observation: Observation  # [E, *shape], the successor of the last step
     final_discount: Tensor  # [E] float32, γ^length where the episode was truncated, 0 where it terminated
@@ -153,7 +153,8 @@ class StepResult(NamedTuple):
     truncated: npt.NDArray[np.bool_]  # [N], False where terminated
     next_observation: ArrayObservation  # [N, *shape], the true successor: the final one where an episode ended
     valid: npt.NDArray[np.bool_]  # [N], False where this frame only reset: not stored, not counted
-    success: npt.NDArray[np.float32]  # [N], `is_success` at an episode's end, NaN elsewhere
+    events: dict[str, npt.NDArray[np.float32]]  # [N] each, 0 or 1 at an episode's end, NaN elsewhere
+    reported_rates: dict[str, npt.NDArray[np.float32]]  # [N] each, as the environment computes them itself
 
 
 @runtime_checkable

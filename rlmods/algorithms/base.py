@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from rlmods.functional.norms import clip_by_global_norm_, global_norm
+from rlmods.functional.proportions import rate_metrics
 from rlmods.types import EnvSpec, EpisodeBatch, Evaluator, ExperienceSource, Feedback, Observation, ReplaySource
 
 TargetTransform = Callable[[Tensor], Tensor]
@@ -194,8 +195,8 @@ class Algorithm(LightningModule):
             "mean_discounted_reward": episodes.discounted_returns.mean(),
             "episodes": torch.tensor(float(episodes.returns.numel())),
         }
-        if not episodes.successes.isnan().all():
-            metrics["success_rate"] = episodes.successes.nanmean()
+        for event, happened in episodes.events.items():
+            metrics |= {name: torch.tensor(value) for name, value in rate_metrics(event, happened).items()}
         return metrics
 
     def value_gap(self, episodes: EpisodeBatch, start_value: Tensor, final_value: Tensor) -> dict[str, Tensor]:

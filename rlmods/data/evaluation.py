@@ -13,6 +13,7 @@ from torch import Tensor
 from rlmods.data.observations import map_observation, stack_observations, to_tensors
 from rlmods.data.video import write_video
 from rlmods.envs.environments import Environments
+from rlmods.envs.events import EVENTS
 from rlmods.types import ArrayObservation, EpisodeBatch, Policy, StepResult
 
 
@@ -52,7 +53,7 @@ class EpisodeEvaluator:
         num_episodes = self.environments.num_envs
         returns, discounted_returns = np.zeros(num_episodes), np.zeros(num_episodes)
         lengths = np.zeros(num_episodes, dtype=np.int64)
-        successes = np.full(num_episodes, np.nan)
+        events = {name: np.full(num_episodes, np.nan) for name in EVENTS}
         final_discounts = np.zeros(num_episodes, dtype=np.float32)
         start: ArrayObservation | None = None
         final: ArrayObservation | None = None
@@ -63,7 +64,8 @@ class EpisodeEvaluator:
             returns += reward
             discounted_returns += self.gamma**lengths * reward
             lengths += step.playing
-            successes[step.ended] = step.result.success[step.ended]
+            for name, happened in events.items():
+                happened[step.ended] = step.result.events[name][step.ended]
             final_discounts = np.where(step.truncated, self.gamma**lengths, final_discounts)
             final = _where(step.ended, step.result.next_observation, final)
         if start is None or final is None:
@@ -74,7 +76,7 @@ class EpisodeEvaluator:
             returns=torch.from_numpy(returns),
             lengths=torch.from_numpy(lengths),
             discounted_returns=torch.from_numpy(discounted_returns),
-            successes=torch.from_numpy(successes),
+            events={name: torch.from_numpy(happened) for name, happened in events.items()},
             start_observation=to_tensors(start, self.device),
             final_observation=to_tensors(final, self.device),
             final_discount=torch.from_numpy(final_discounts.astype(np.float32)).to(self.device),

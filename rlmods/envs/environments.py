@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlmods.envs import env_state
+from rlmods.envs.events import EVENTS, read_events, read_reported_rates
 from rlmods.types import ArrayObservation, EnvSpec, StepResult
 
 AnyVectorEnv: TypeAlias = VectorEnv[Any, Any, Any]
@@ -46,7 +47,9 @@ class Environments:
         self._action_shape, self._action_dtype = space.shape, space.dtype
         self._action_start = int(getattr(vector_env.single_action_space, "start", 0))
         self._all_valid = np.ones(self.num_envs, np.bool_)
-        self._no_success = np.full(self.num_envs, np.nan, np.float32)
+        nothing = np.full(self.num_envs, np.nan, np.float32)
+        self._no_events = dict.fromkeys(EVENTS, nothing)
+        self._no_rates: dict[str, npt.NDArray[np.float32]] = {}
         self._valid = self._all_valid
 
     def reset(self, seed: int | list[int]) -> ArrayObservation:
@@ -65,11 +68,14 @@ class Environments:
     def step(self, action: npt.NDArray[Any]) -> StepResult:
         """Step all environments.
 
-        Where nothing ended, `next_observation` is the same array as `observation`, and `valid` and `success` are
-        shared between steps: read them, do not write into them. No array is overwritten by a later step.
+        Where nothing ended, `next_observation` is the same array as `observation`; `valid`, and events that nobody
+        reports, are shared between steps: read them, do not write into them. No array is overwritten by a later step.
 
         Args:
             action: `[N]` from 0 to n - 1, or `[N, A]`.
+
+        Raises:
+            ValueError: The environment reports an event that is neither 0 nor 1.
         """
         if self._action_start:
             action = action + self._action_start
@@ -79,14 +85,15 @@ class Environments:
         observation = successor = _copy(observation)
         terminated = np.array(terminated, np.bool_)
         truncated = np.greater(truncated, terminated)  # truncated and not terminated
-        valid, success = self._valid, self._no_success
+        valid, events, rates = self._valid, self._no_events, self._no_rates
         self._valid = self._all_valid
         ended = terminated | truncated
         if np.count_nonzero(ended):  # a quarter of the cost of ended.any()
-            success = self._success(ended, infos)
+            events = events | read_events(self.spec["env_id"], ended, infos)
+            rates = read_reported_rates(ended, infos)
             observation, successor = self._begin_episodes(observation, ended, infos)
         return StepResult(
-            observation, np.array(reward, self._reward_dtype), terminated, truncated, successor, valid, success
+            observation, np.array(reward, self._reward_dtype), terminated, truncated, successor, valid, events, rates
         )
 
     def defer_rewards(self) -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float64]] | None:
@@ -203,26 +210,23 @@ class Environments:
                 'Expected infos["final_obs"]; return the last observation of an ended episode there.'
             )
         final, successor = infos["final_obs"], _copy(observation)
-        for i in np.flatnonzero(ended):
-            if not isinstance(successor, dict):
-                successor[i] = final[i]
-                continue
-            for key, rows in successor.items():
-                rows[i] = final[key][i] if isinstance(final, dict) else final[i][key]
+        if not isinstance(successor, dict):
+            successor[ended] = _stack(final[ended])
+            return successor
+        for key, rows in successor.items():
+            rows[ended] = _stack(final[key][ended] if isinstance(final, dict) else [one[key] for one in final[ended]])
         return successor
-
-    def _success(self, ended: npt.NDArray[np.bool_], infos: dict[str, Any]) -> npt.NDArray[np.float32]:
-        infos = infos.get("final_info", infos)
-        if "is_success" not in infos:
-            return self._no_success
-        reported = ended & infos.get("_is_success", ended)
-        return np.where(reported, infos["is_success"], np.float32(np.nan)).astype(np.float32)
 
 
 def _copy(observation: ArrayObservation) -> ArrayObservation:
     if isinstance(observation, dict):
         return {key: array.copy() for key, array in observation.items()}
     return observation.copy()
+
+
+def _stack(rows: Any) -> npt.NDArray[Any]:
+    """Rows of one array, or an array or list of arrays, to one array."""
+    return rows if isinstance(rows, np.ndarray) and rows.dtype != np.object_ else np.stack(list(rows))
 
 
 def _map(tree: Any, kind: type, convert: Callable[[Any], Any]) -> Any:

@@ -1,3 +1,4 @@
+import math
 from typing import Any, Literal
 
 import pytest
@@ -140,7 +141,7 @@ def test_what_the_network_expects_is_reported_with_the_evaluation() -> None:
         returns=torch.tensor([10.0, 20.0]).double(),
         lengths=torch.tensor([10, 20]),
         discounted_returns=torch.tensor([5.0, 7.0]).double(),
-        successes=torch.tensor([1.0, 0.0]).double(),
+        events={"success": torch.tensor([1.0, 0.0]).double(), "collision": torch.tensor([math.nan, 0.0]).double()},
         start_observation=torch.tensor([[1.0, 2.0], [4.0, 3.0]]),
         final_observation=torch.tensor([[9.0, 9.0], [1.0, 2.0]]),
         final_discount=torch.tensor([0.0, 0.5]),  # the first terminated, the second was truncated
@@ -153,6 +154,11 @@ def test_what_the_network_expects_is_reported_with_the_evaluation() -> None:
         "mean_discounted_reward": 6.0,
         "episodes": 2.0,
         "success_rate": 0.5,
+        "success_rate_low": pytest.approx(0.09453, abs=1e-5),  # Wilson's interval of 1 in 2
+        "success_rate_high": pytest.approx(0.90547, abs=1e-5),
+        "collision_rate": 0.0,
+        "collision_rate_low": 0.0,
+        "collision_rate_high": pytest.approx(0.79345, abs=1e-5),  # and of 0 in the 1 that is known: z²/(1 + z²)
         "q_start": 3.0,
         "q_gap": -3.5,  # 2 − 5 and 4 − (7 + 0.5 · 2)
         "q_gap_sem": 0.5,

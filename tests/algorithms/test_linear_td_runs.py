@@ -131,7 +131,7 @@ def test_golden_gap() -> None:
         model.weight.copy_(torch.tensor([0.0] * 7 + [8.0]))
     two = torch.zeros(2, 18, dtype=torch.float64)
     numbers = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    episodes = EpisodeBatch(numbers, torch.tensor([4, 4]), numbers, numbers, two, two, torch.tensor([0.5, 0.0]))
+    episodes = EpisodeBatch(numbers, torch.tensor([4, 4]), numbers, {}, two, two, torch.tensor([0.5, 0.0]))
     metrics = model.evaluation_metrics(episodes)
     value = 8 * 0.72 / 8**0.5
     gaps = [value - 1.0 - 0.5 * value, value - 2.0]

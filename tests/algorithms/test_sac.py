@@ -140,7 +140,7 @@ def test_an_evaluation_has_no_gap_of_soft_values() -> None:
         returns=torch.tensor([10.0]).double(),
         lengths=torch.tensor([10]),
         discounted_returns=torch.tensor([5.0]).double(),
-        successes=torch.full((1,), torch.nan).double(),
+        events={},
         start_observation=torch.tensor([[1.0]]),
         final_observation=torch.tensor([[3.0]]),
         final_discount=torch.tensor([0.0]),

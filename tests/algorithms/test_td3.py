@@ -271,7 +271,7 @@ def test_what_the_critic_expects_is_reported_with_the_evaluation() -> None:
         returns=torch.tensor([10.0, 20.0]).double(),
         lengths=torch.tensor([10, 20]),
         discounted_returns=torch.tensor([5.0, 7.0]).double(),
-        successes=torch.full((2,), torch.nan).double(),
+        events={},
         start_observation=torch.tensor([[0.0], [1.0]]),
         final_observation=torch.tensor([[3.0], [0.0]]),
         final_discount=torch.tensor([0.0, 0.5]),

@@ -1,4 +1,7 @@
 import io
+import math
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +13,18 @@ from rlmods.data.episodes import EPISODE_WINDOW, EpisodeStatistics
 from rlmods.types import StepResult
 
 
-def step(reward: list[float], ended: str = "", valid: list[bool] | None = None) -> StepResult:
+def step(
+    reward: list[float],
+    ended: str = "",
+    valid: list[bool] | None = None,
+    *,
+    success: list[float] | None = None,
+    success_rate: list[float] | None = None,
+) -> StepResult:
     """One step of as many environments as rewards; a letter of each: terminated, truncated, or going on."""
     observation = np.zeros((len(reward), 1))
     ends = ended or "-" * len(reward)
+    nothing = [math.nan] * len(reward)
     return StepResult(
         observation=observation,
         reward=np.array(reward),
@@ -21,8 +32,13 @@ def step(reward: list[float], ended: str = "", valid: list[bool] | None = None) 
         truncated=np.array([end == "u" for end in ends]),
         next_observation=observation,
         valid=np.array([True] * len(reward) if valid is None else valid),
-        success=np.full(len(reward), np.nan, np.float32),
+        events={"success": rows(success or nothing), "collision": rows(nothing), "out_of_bounds": rows(nothing)},
+        reported_rates={} if success_rate is None else {"success_rate": rows(success_rate)},
     )
+
+
+def rows(values: list[float]) -> Any:
+    return np.array(values, np.float32)
 
 
 def test_golden_means() -> None:
@@ -64,13 +80,59 @@ def test_a_broken_reward_is_not_hidden() -> None:
     assert np.isnan(episodes.means()["rollout/ep_rew_mean"])
 
 
+def test_golden_rates() -> None:
+    """Two of three episodes succeed: Wilson's interval of 2/3 is 0.2077 to 0.9385."""
+    episodes = EpisodeStatistics(2)
+    episodes.count([step([1.0, 1.0], "e-", success=[1.0, math.nan]), step([1.0, 1.0], "ee", success=[0.0, 1.0])])
+    means = episodes.means()
+    assert means["rollout/episodes"] == 3.0
+    assert means["rollout/success_rate"] == pytest.approx(2 / 3)
+    assert means["rollout/success_rate_low"] == pytest.approx(0.20766, abs=1e-5)
+    assert means["rollout/success_rate_high"] == pytest.approx(0.93851, abs=1e-5)
+    assert not any("collision" in tag or "out_of_bounds" in tag for tag in means)
+
+
+def test_many_environments_that_end_together_all_count() -> None:
+    episodes = EpisodeStatistics(EPISODE_WINDOW + 100)
+    success = [1.0] * 100 + [0.0] * EPISODE_WINDOW
+    for _ in range(2):
+        episodes.count([step([0.0] * 200, "e" * 200, success=success)])
+    assert episodes.means()["rollout/success_rate"] == 0.5
+    assert episodes.means()["rollout/episodes"] == 200.0
+
+
+def test_a_rate_that_is_a_count_is_quarantined_for_ever() -> None:
+    """Below 1 nothing tells a count from a rate; the first above 1 does, and it stays what it is."""
+    episodes = EpisodeStatistics(2)
+    episodes.count([step([1.0, 1.0], "e-", success_rate=[0.5, math.nan])])
+    assert episodes.means()["rollout/reported/success_rate"] == 0.5
+    with pytest.warns(UserWarning, match=r"success_rate = 894 .* is a count, a sum or a percentage and no rate"):
+        episodes.count([step([1.0, 1.0], "-e", success_rate=[math.nan, 894.0])])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was said once
+        episodes.count([step([1.0, 1.0], "ee", success_rate=[1716.0, 0.5])])
+    means = episodes.means()
+    assert means["rollout/quarantined/success_rate"] == pytest.approx((0.5 + 894 + 1716 + 0.5) / 4)
+    assert not any("reported" in tag for tag in means)
+    restored = EpisodeStatistics(2)
+    restored.load_state_dict(episodes.state_dict())
+    assert restored.means() == means
+
+
+def test_a_reported_rate_that_is_no_number_is_quarantined() -> None:
+    episodes = EpisodeStatistics(1)
+    with pytest.warns(UserWarning, match="success_rate = nan"):
+        episodes.count([step([1.0], "e", success_rate=[math.nan])])
+    assert math.isnan(episodes.means()["rollout/quarantined/success_rate"])
+
+
 @settings(max_examples=30)
 @given(
     steps=st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5), st.sampled_from(["--", "e-", "-u", "eu"]))),
     cut=st.integers(0, 20),
 )
 def test_a_saved_state_goes_on(steps: list[tuple[int, int, str]], cut: int) -> None:
-    results = [step([first, second], ended) for first, second, ended in steps]
+    results = [step([first, second], ended, success=[first % 2, second % 2]) for first, second, ended in steps]
     whole, before, after = (EpisodeStatistics(2) for _ in range(3))
     whole.count(results)
     before.count(results[:cut])

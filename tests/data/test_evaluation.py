@@ -45,7 +45,7 @@ def test_each_environment_plays_one_episode(vectorization: str) -> None:
     assert torch.equal(episodes.returns, episodes.lengths.double())
     torch.testing.assert_close(episodes.discounted_returns, 2 - 2.0 ** (1 - episodes.lengths.double()))
     assert all(policy.deterministic)
-    assert bool(episodes.successes.isnan().all())
+    assert all(bool(happened.isnan().all()) for happened in episodes.events.values())
 
 
 def test_what_follows_an_episode() -> None:

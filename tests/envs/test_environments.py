@@ -97,7 +97,7 @@ def test_transitions_are_those_of_environments_stepped_alone(mode: AutoresetMode
                 bool(result.terminated[i]),
                 bool(result.truncated[i]),
                 list(plain(result.next_observation)[i]),
-                float(result.success[i]),
+                float(result.events["success"][i]),
             )
             for seen, result in results
             if result.valid[i]
@@ -117,7 +117,9 @@ def test_only_next_step_has_reset_frames_and_they_follow_an_end(mode: AutoresetM
         ended = result.terminated | result.truncated
         assert not (result.terminated & result.truncated).any()
         assert result.reward.dtype == np.float32
-        assert result.success.dtype == np.float32
+        assert {event.dtype for event in result.events.values()} == {np.dtype(np.float32)}
+        assert np.isnan(result.events["collision"]).all()
+        assert not result.reported_rates
 
 
 def test_reset_forgets_a_pending_reset_frame() -> None:
