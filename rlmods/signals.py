@@ -74,6 +74,23 @@ SIGNALS: dict[str, Signal] = {
     "ent_coef_loss": Signal("[K]", "1", -math.inf, math.inf, {"train/ent_coef_loss": _MEAN}),
     "entropy": Signal("[K_a]", "nat", -math.inf, math.inf, {"train/entropy": _MEAN}),
     "exploration_noise": Signal("[]", "half the action range", 0.0, math.inf, {"rollout/exploration_noise": _STATE}),
+    # Of policies that learn from their own rollouts; M steps of the rollout.
+    "policy_loss": Signal("[K]", "standardised advantage", -math.inf, math.inf, {"train/policy_gradient_loss": _MEAN}),
+    "value_loss": Signal("[K]", "return²", 0.0, math.inf, {"train/value_loss": _MEAN}),
+    "value": Signal(
+        "[1, M]", "return", -math.inf, math.inf, {"train/value_mean": _MEAN, "stability/value_max": _MAXIMUM}
+    ),
+    "value_target": Signal("[1, M]", "return", -math.inf, math.inf, {"train/value_target": _MEAN}),
+    "advantage": Signal("[1, M]", "return", -math.inf, math.inf, {"train/advantage_abs": _ABSOLUTE_MEAN}),
+    "explained_variance": Signal("[1]", "1", -math.inf, 1.0, {"train/explained_variance": _MEAN}),
+    "approx_kl": Signal(
+        "[K]", "nat, before the update", 0.0, math.inf, {"train/approx_kl": _MEAN, "stability/approx_kl_max": _MAXIMUM}
+    ),
+    "clip_range": Signal("[]", "1", 0.0, math.inf, {"train/clip_range": _STATE}),
+    "epochs": Signal("[]", "passes over the rollout, begun", 1.0, math.inf, {"train/epochs": _MEAN}),
+    "action_std": Signal("[1, A]", "half the action range", 0.0, math.inf, {"train/std": _MEAN}),
+    "action_mean_abs": Signal("[1, A]", "half the action range", 0.0, math.inf, {"stability/action_mean_abs": _MEAN}),
+    "action_saturation": Signal("[1, A]", "share of the actions", 0.0, 1.0, {"stability/action_saturation": _MEAN}),
     # Of off-policy learning with importance ratios.
     "importance_ratio": Signal("[K, B]", "1, before any clip", 0.0, math.inf, {"stability/importance_ratio": _MEAN}),
     "behaviour_std": Signal("[]", "action", 0.0, math.inf, {}),
@@ -87,7 +104,9 @@ SIGNALS: dict[str, Signal] = {
     "mean_rho": Signal("[]", "1", 0.0, math.inf, {"train/mean_rho": _MEAN}),
     "mean_rho2": Signal("[]", "1", 0.0, math.inf, {"train/mean_rho2": _MEAN}),
     "max_rho": Signal("[]", "1", 0.0, math.inf, {"stability/max_rho": _MAXIMUM}),
-    "clip_fraction": Signal("[]", "share of the actions", 0.0, 1.0, {"train/clip_fraction": _MEAN}),
+    "clip_fraction": Signal(
+        "[] or [K]", "share of the actions, or of the ratios", 0.0, 1.0, {"train/clip_fraction": _MEAN}
+    ),
 }
 
 # What an evaluation or a training step logs under these names, whatever the group before the slash.

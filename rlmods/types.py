@@ -27,8 +27,9 @@ class ArraySpec(TypedDict):
 class ActionSpec(TypedDict):
     """The action of one environment."""
 
-    kind: Literal["discrete", "continuous"]
-    n: int  # number of discrete actions; 0 where continuous
+    kind: Literal["discrete", "multi_discrete", "continuous"]
+    n: int  # number of discrete actions; 0 elsewhere
+    nvec: NotRequired[list[int]]  # of multi_discrete actions: how many choices each has
     shape: list[int]  # [] where discrete
     low: list[float]  # flat, empty where discrete
     high: list[float]
@@ -107,6 +108,24 @@ class ReplayBatch(NamedTuple):
         ]
 
 
+class Decision(NamedTuple):
+    """What a stochastic policy chose, and with which probability."""
+
+    action: Tensor  # [N], [N, D] or [N, *shape], as the environment gets it
+    sample: Tensor  # [N], [N, D] or [N, A], as it was drawn, before it was brought into the environment's box
+    log_prob: Tensor  # [N], of `sample`
+    state: Tensor  # [N, S], the recurrent state after it; S is 0 without one
+
+
+class Decisions(NamedTuple):
+    """The decisions of a rollout."""
+
+    sample: Tensor  # [T, N] or [T, N, A]
+    log_prob: Tensor  # [T, N]
+    state: Tensor  # [T, N, S], before each step; zeros where an episode begins
+    next_state: Tensor  # [T, N, S], after each step, that of an ended episode where one ended
+
+
 class Rollout(NamedTuple):
     """T steps of N environments with one policy: what an on-policy algorithm learns from in one iteration."""
 
@@ -120,6 +139,7 @@ class Rollout(NamedTuple):
     valid: Tensor  # [T, N] bool, False where a step only reset the environment
     env_steps: int  # environment steps of the whole run, over all processes
     progress: float  # env_steps as a fraction of the budget, 0 to 1
+    decisions: Decisions | None = None  # of a policy that decides
 
 
 class LinearTransitions(NamedTuple):
@@ -163,6 +183,19 @@ class Policy(Protocol):
 
     def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
         """Observations `[N, *shape]` to actions `[N]` int64 or `[N, A]` float32."""
+        ...
+
+
+@runtime_checkable
+class DecidingPolicy(Policy, Protocol):
+    """A policy that also says how probable its choice was, and may remember."""
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        """The recurrent state at the beginning of an episode, zeros `[N, S]`; S is 0 without one."""
+        ...
+
+    def decide(self, observation: Observation, state: Tensor, *, deterministic: bool = False) -> Decision:
+        """Choose for observations `[N, *shape]` and states `[N, S]`."""
         ...
 
 
@@ -259,6 +292,7 @@ class SeedsRollouts(Protocol):
 class RolloutSource(Protocol):
     """What a probe asks of a data module: experience that the training never sees."""
 
+    num_envs: int  # of this process
     n_steps: int  # of each environment in a rollout of the training
 
     def probe_rollout(self, policies: Sequence[Policy], *, num_envs: int, num_steps: int, seed: int) -> list[Rollout]:

@@ -14,7 +14,7 @@ from rlmods.data.observations import map_observation, stack_observations, to_ten
 from rlmods.data.video import write_video
 from rlmods.envs.environments import Environments
 from rlmods.envs.events import EVENTS
-from rlmods.types import ArrayObservation, EpisodeBatch, Policy, StepResult
+from rlmods.types import ArrayObservation, DecidingPolicy, EpisodeBatch, Policy, StepResult
 
 
 class EpisodeEvaluator:
@@ -106,11 +106,18 @@ class EpisodeEvaluator:
         playing = np.ones(self.environments.num_envs, dtype=np.bool_)
         with isolate_rng(), torch.inference_mode():
             observation = self.environments.reset(self.seed)
+            deciding = policy if isinstance(policy, DecidingPolicy) else None
+            state = None if deciding is None else deciding.initial_state(self.environments.num_envs)
             while playing.any():
                 if self.video_folder is not None and playing[0]:
                     frames.append(self.environments.render()[0])
                 tensors = to_tensors(observation, self.device)
-                action = policy.act(tensors, env_steps=self.env_steps, deterministic=True).cpu().numpy()
+                if deciding is None or state is None:
+                    action = policy.act(tensors, env_steps=self.env_steps, deterministic=True).cpu().numpy()
+                else:
+                    # The state goes on over an episode's end: what comes after is not counted.
+                    decision = deciding.decide(tensors, state, deterministic=True)
+                    action, state = decision.action.cpu().numpy(), decision.state
                 step = _Step(observation, action, self.environments.step(action), playing)
                 yield step
                 playing = playing & ~step.ended

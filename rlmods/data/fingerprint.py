@@ -24,7 +24,7 @@ def _update(digest: Any, state: Any) -> None:
     if isinstance(state, torch.Tensor):
         values = state.detach().cpu()
         digest.update(f"{values.dtype}{list(state.shape)}".encode())
-        # As bytes, so that -0.0 and NaN are what they are. MuJoCo has arrays with a stride of 0, which torch cannot view.
+        # As bytes, so that -0.0 and NaN are what they are. Arrays with a stride of 0, as MuJoCo's, torch cannot view.
         digest.update(values.numpy().tobytes())
     elif isinstance(state, dict):
         digest.update(f"dict{len(state)}".encode())

@@ -17,7 +17,17 @@ from rlmods.data.processes import sum_over_processes
 from rlmods.data.settings import check_settings
 from rlmods.envs.environments import Environments
 from rlmods.envs.make import make_envs
-from rlmods.types import ArrayObservation, Observation, Policy, Rollout, SeedsRollouts, StepResult
+from rlmods.types import (
+    ArrayObservation,
+    DecidingPolicy,
+    Decision,
+    Decisions,
+    Observation,
+    Policy,
+    Rollout,
+    SeedsRollouts,
+    StepResult,
+)
 
 _NEVER = 2**31 - 1  # steps; None would be Gymnasium's own limit where it registered one
 
@@ -163,6 +173,9 @@ class RolloutCollector:
         environments: already built; reset here.
         gamma: discount of one step.
         seed: of the environments.
+
+    Attributes:
+        state: of a policy that decides, before the next step, `[N, S]`; None before the first one.
     """
 
     def __init__(self, environments: Environments, *, gamma: float, seed: int) -> None:
@@ -170,6 +183,7 @@ class RolloutCollector:
         self.gamma = gamma
         self.seed = seed
         self.env_steps = 0
+        self.state: Tensor | None = None
         self.rewards = environments.defer_rewards()
         self.observation = environments.reset(seed)
         self.episodes = EpisodeStatistics(environments.num_envs)
@@ -197,20 +211,33 @@ class RolloutCollector:
                 self.episodes.abandon()
         observations: list[ArrayObservation] = []
         actions: list[Tensor] = []
+        decisions: list[Decision] = []
+        states: list[Tensor] = []
         results: list[StepResult] = []
+        deciding = policy if isinstance(policy, DecidingPolicy) else None
         with torch.inference_mode():
             for _ in range(num_steps):
                 observation = to_tensors(self.observation, device)
-                actions.append(policy.act(observation, env_steps=self.env_steps * num_processes))
+                if deciding is None:
+                    actions.append(policy.act(observation, env_steps=self.env_steps * num_processes))
+                else:
+                    if self.state is None:
+                        self.state = deciding.initial_state(self.environments.num_envs)
+                    states.append(self.state)
+                    decisions.append(deciding.decide(observation, self.state))
+                    actions.append(decisions[-1].action)
                 result = self.environments.step(actions[-1].cpu().numpy())
                 observations.append(self.observation)
                 results.append(result)
                 self.observation = result.observation
                 self.env_steps += int(np.count_nonzero(result.valid))
+                if deciding is not None:
+                    self.state = continued_state(decisions[-1].state, result)
         if self.rewards is not None:
             results = self._with_rewards(observations, actions, results)
         self.episodes.count(results)
-        return self._rollout(observations, actions, results, device)
+        rollout = self._rollout(observations, actions, results, device)
+        return rollout if deciding is None else rollout._replace(decisions=_stack_decisions(decisions, states))
 
     def _with_rewards(
         self, observations: list[ArrayObservation], actions: list[Tensor], results: list[StepResult]
@@ -260,6 +287,7 @@ class RolloutCollector:
             "environments": self._last_state if self._closed else self.environments.state_dict(),
             "observation": to_tensors(self.observation, torch.device("cpu")),
             "episodes": self.episodes.state_dict(),
+            "state": self.state,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
@@ -274,7 +302,25 @@ class RolloutCollector:
             return False
         self.environments.load_state_dict(state["environments"])
         self.observation = to_arrays(state["observation"])
+        self.state = state["state"]
         return True
+
+
+def continued_state(state: Tensor, result: StepResult) -> Tensor:
+    """The recurrent state `[N, S]` before the next step: zeros where that begins an episode."""
+    if not state.shape[1]:
+        return state
+    begins = result.terminated | result.truncated | ~result.valid
+    return state * torch.from_numpy(~begins).to(state).unsqueeze(1)
+
+
+def _stack_decisions(decisions: list[Decision], states: list[Tensor]) -> Decisions:
+    return Decisions(
+        sample=torch.stack([decision.sample for decision in decisions]),
+        log_prob=torch.stack([decision.log_prob for decision in decisions]),
+        state=torch.stack(states),
+        next_state=torch.stack([decision.state for decision in decisions]),
+    )
 
 
 class _SideBySide:
@@ -298,6 +344,6 @@ def _chunks(observation: Observation, count: int, part: int) -> Observation:
 def _of_environments(rollout: Rollout, environments: slice) -> Rollout:
     columns: dict[str, Any] = {
         name: map_observation(lambda column: column[:, environments], field)
-        for name, field in zip(Rollout._fields[:-2], rollout[:-2], strict=True)
+        for name, field in zip(Rollout._fields[:8], rollout[:8], strict=True)
     }
     return rollout._replace(**columns)

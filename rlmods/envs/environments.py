@@ -6,6 +6,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlmods.envs import env_state
@@ -45,7 +46,8 @@ class Environments:
         self._reward_dtype = reward_dtype
         space = vector_env.action_space
         self._action_shape, self._action_dtype = space.shape, space.dtype
-        self._action_start = int(getattr(vector_env.single_action_space, "start", 0))
+        single = vector_env.single_action_space
+        self._action_start = int(single.start) if isinstance(single, spaces.Discrete) else 0
         self._all_valid = np.ones(self.num_envs, np.bool_)
         nothing = np.full(self.num_envs, np.nan, np.float32)
         self._no_events = dict.fromkeys(EVENTS, nothing)

@@ -233,10 +233,14 @@ def _describe_array(env_id: str, space: gym.Space[Any], frame_stack: int) -> Arr
 def _describe_action(env_id: str, space: gym.Space[Any]) -> ActionSpec:
     if isinstance(space, gym.spaces.Discrete):
         return ActionSpec(kind="discrete", n=int(space.n), shape=[], low=[], high=[])
+    if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1 and not space.start.any():
+        nvec = [int(n) for n in space.nvec]
+        return ActionSpec(kind="multi_discrete", n=0, nvec=nvec, shape=[len(nvec)], low=[], high=[])
     if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
         low, high = (bound.astype(float).ravel().tolist() for bound in (space.low, space.high))
         return ActionSpec(kind="continuous", n=0, shape=list(space.shape), low=low, high=high)
     raise ValueError(
-        f"{env_id} acts in {space}. Expected a Discrete or a Box of floats: register the environment wrapped in "
+        f"{env_id} acts in {space}. Expected a Discrete, a flat MultiDiscrete from 0, or a Box of floats: register the "
+        "environment wrapped in "
         "gymnasium.wrappers.TransformAction, which maps one of these to it."
     )

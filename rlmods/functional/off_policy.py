@@ -121,7 +121,7 @@ def emphasis(ratio: Tensor, discount: float, restart: Tensor | None = None) -> T
 def vtrace_advantage(
     td_error: Tensor,
     ratio: Tensor,
-    discount: float,
+    discount: float | Tensor,
     rho_bar: float,
     c_bar: float,
     trace_lambda: float,
@@ -136,7 +136,7 @@ def vtrace_advantage(
     Args:
         td_error: δ, `[T, B]`.
         ratio: ρ, `[T, B]`.
-        discount: γ.
+        discount: γ, or of each step γ (1 − terminated), `[T, B]`.
         rho_bar: ρ̄, sets the fixed point: that of π where it is infinite, nearer to μ where it clips.
         c_bar: c̄ ≤ ρ̄, sets the speed only.
         trace_lambda: λ in [0, 1].

@@ -1,5 +1,10 @@
 """Schedules over the progress of a run (0 at its start, 1 when its budget of environment steps is spent)."""
 
+import math
+from typing import Literal, TypeAlias
+
+Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
+
 
 def linear_schedule(progress: float, *, start: float, end: float, fraction: float) -> float:
     """From `start` to `end` in a straight line over the first `fraction` of the run, `end` thereafter.
@@ -13,3 +18,12 @@ def linear_schedule(progress: float, *, start: float, end: float, fraction: floa
     if progress >= fraction:
         return end
     return start + (end - start) * progress / fraction
+
+
+def annealed(progress: float, start: float, schedule: Schedule) -> float:
+    """From `start` at progress 0 to 0 at progress 1, in a straight line or along half a cosine; or always `start`."""
+    if schedule == "constant":
+        return start
+    if schedule == "linear":
+        return start * (1.0 - progress)
+    return start * 0.5 * (1.0 + math.cos(math.pi * progress))
