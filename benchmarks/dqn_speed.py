@@ -100,10 +100,10 @@ class TakesTurns(Callback):
         self.turn = turn
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Hand over; evaluation and checkpoints, where they are due, begin the next turn."""
-        self.turn.end_block(batch.env_steps, learned=batch.num_updates > 0)
+        self.turn.end_block(batch.env_steps, learned=pl_module.update_steps > 0)
 
     def on_validation_batch_start(self, *_: Any) -> None:
         """Stop the clock."""

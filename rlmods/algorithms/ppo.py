@@ -236,7 +236,7 @@ class PPO(Algorithm):
             updates += made
             if is_far:
                 break
-        signals = stack_signals(updates) | of_rollout
+        signals = _ratio_signals(stack_signals(updates), clip_range) | of_rollout
         signals |= {
             "learning_rate": torch.tensor(learning_rates[0]),
             "clip_range": torch.tensor(clip_range),
@@ -259,8 +259,10 @@ class PPO(Algorithm):
         for minibatch in minibatches:
             signals = self.loss_signals(minibatch, clip_range)
             is_first = counts and not updates
-            if self.target_kl is not None and not is_first and float(signals["approx_kl"]) > 1.5 * self.target_kl:
-                return updates, True
+            if self.target_kl is not None and not is_first:
+                kl = _mean(approximate_kl(signals["log_ratio"].detach()), signals.get("weight"))
+                if float(kl) > 1.5 * self.target_kl:
+                    return updates, True
             signals["grad_norm"] = self.optimize(optimizers, signals["loss"], self.max_grad_norm, counts=is_first)
             self.update_steps += 1
             updates.append(signals)
@@ -271,7 +273,7 @@ class PPO(Algorithm):
         length, num_segments = segments.begins.shape
         size = num_segments // number
         if number == 1:
-            yield segments
+            yield self._normalized(segments)
         elif self.prio_alpha > 0.0:
             probability = segment_probabilities(segments.advantage, self.prio_alpha)
             weight = segment_weight(probability, self.prio_beta0 + (1.0 - self.prio_beta0) * progress)
@@ -280,40 +282,41 @@ class PPO(Algorithm):
                 minibatch = take_segments(segments, drawn)
                 importance = weight[drawn].expand(length, -1)
                 own = minibatch.weight
-                yield minibatch._replace(weight=importance if own is None else importance * own)
+                yield self._normalized(minibatch)._replace(weight=importance if own is None else importance * own)
         else:
             order = torch.randperm(num_segments, device=segments.begins.device)[: number * size]
             for drawn in torch.split(order, size):
-                yield take_segments(segments, drawn)
+                yield self._normalized(take_segments(segments, drawn))
+
+    def _normalized(self, minibatch: Segments) -> Segments:
+        if not self.normalize_advantage:
+            return minibatch
+        return minibatch._replace(advantage=standardized(minibatch.advantage, minibatch.weight))
 
     def loss_signals(self, minibatch: Segments, clip_range: float) -> dict[str, Tensor]:
-        """The loss of a mini-batch and what it was made of, scalars and `[B]`."""
+        """The loss of a mini-batch with standardised advantages and what it was made of, scalars and `[B]`."""
         observation, sample = flat(minibatch.observation), minibatch.sample.flatten(0, 1)
         features = self.networks.sequence(observation, minibatch.state, minibatch.begins)
         log_prob, entropy = self.head.log_prob_and_entropy(self.networks.actor(features), sample)
         value = self.networks.value(features)
         weight = None if minibatch.weight is None else minibatch.weight.flatten()
-        advantage = minibatch.advantage.flatten()
-        if self.normalize_advantage:
-            advantage = standardized(advantage, None if weight is None else (weight > 0.0).to(weight.dtype))
         log_ratio = log_prob - minibatch.log_prob.flatten()
         ratio = log_ratio.exp()
-        policy_loss = _mean(clipped_surrogate_loss(ratio, advantage, clip_range), weight)
+        policy_loss = _mean(clipped_surrogate_loss(ratio, minibatch.advantage.flatten(), clip_range), weight)
         targets, old_value = minibatch.value_target.flatten(), minibatch.value.flatten()
         critic_loss = _mean(value_loss(value, targets, old_value, self.clip_range_vf), weight)
         mean_entropy = _mean(entropy, weight)
-        loss = policy_loss + self.vf_coef * critic_loss - self.ent_coef * mean_entropy
-        with torch.no_grad():
-            is_clipped = ((ratio - 1.0).abs() > clip_range).to(ratio.dtype)
-            return {
-                "loss": loss,
-                "policy_loss": policy_loss,
-                "value_loss": critic_loss,
-                "entropy": mean_entropy,
-                "approx_kl": _mean(approximate_kl(log_ratio), weight),
-                "clip_fraction": _mean(is_clipped, weight),
-                "importance_ratio": ratio,
-            }
+        loss = policy_loss + self.vf_coef * critic_loss
+        if self.ent_coef > 0.0:
+            loss = loss - self.ent_coef * mean_entropy
+        signals = {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": critic_loss,
+            "entropy": mean_entropy,
+            "log_ratio": log_ratio,
+        }
+        return signals if weight is None else signals | {"weight": weight}
 
     # The rollout
 
@@ -409,7 +412,7 @@ class PPO(Algorithm):
     def losses(self, batch: Rollout) -> dict[str, Tensor]:
         """The differentiable losses of a rollout, by name."""
         segments, _ = self.segments(batch)
-        signals = self.loss_signals(segments, self.clip_range)
+        signals = self.loss_signals(self._normalized(segments), self.clip_range)
         return {name: signals[name] for name in ("policy_loss", "value_loss")}
 
     def configure_optimizers(self) -> list[Optimizer]:
@@ -428,6 +431,19 @@ class PPO(Algorithm):
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
         )
+
+
+def _ratio_signals(signals: dict[str, Tensor], clip_range: float) -> dict[str, Tensor]:
+    """With ratios, KL and clip fraction of all K updates, made at once of `log_ratio` and perhaps `weight`."""
+    log_ratio, weight = signals.pop("log_ratio"), signals.pop("weight", torch.ones(()))
+    ratio = log_ratio.exp()
+    counted = (weight > 0.0).expand_as(ratio).to(ratio.dtype)
+    number = counted.sum(-1)
+    return signals | {
+        "approx_kl": (approximate_kl(log_ratio) * counted).sum(-1) / number,
+        "clip_fraction": (((ratio - 1.0).abs() > clip_range) * counted).sum(-1) / number,
+        "importance_ratio": torch.where(counted > 0.0, ratio, 1.0),
+    }
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
