@@ -117,6 +117,14 @@ def replay_of(run: Path) -> ReplayBuffer:
     return buffer
 
 
+def replay_rows(run: Path) -> dict[str, Any]:
+    """What the replay holds, by field; nothing where there is none."""
+    if "ReplayDataModule" not in newest_checkpoint(run):
+        return {}
+    buffer = replay_of(run)
+    return buffer.rows(buffer.inserted - len(buffer), buffer.inserted)._asdict()
+
+
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0})
     accumulator.Reload()
@@ -126,11 +134,10 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 def differences(run: Path, other: Path) -> list[str]:
     """What differs between the ends of two runs: state, replay, curves."""
     states = dict(_leaves(newest_checkpoint(run))), dict(_leaves(newest_checkpoint(other)))
-    buffers = replay_of(run), replay_of(other)
-    rows = tuple(buffer.rows(buffer.inserted - len(buffer), buffer.inserted)._asdict() for buffer in buffers)
+    rows = replay_rows(run), replay_rows(other)
     found = [f"state{name}" for name in _differing(*states) if not _may_differ(name)]
     found += [f"replay{name}" for name in _differing(*(dict(_leaves(row)) for row in rows))]
-    timed = {"time/fps", "time/updates_per_s"}
+    timed = {"time/fps", "time/updates_per_s", "time/eval_fps"}
     drawn = curves(run), curves(other)
     found += [f"curve {tag}" for tag in drawn[0].keys() | drawn[1].keys() if tag not in timed and _differ(tag, drawn)]
     return found
