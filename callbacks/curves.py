@@ -18,7 +18,8 @@ class Curves(Callback):
     `train/…` and `stability/…` are the signals that `training_step` returned: means over the interval, but the latest
     value of counters and schedules and the maximum of `q_max`;
     `rollout/…` are means over the last 100 training episodes; `time/fps` are environment steps per second of training,
-    evaluation excluded. Validation metrics get the same axis by logging a `step`.
+    evaluation excluded, `time/eval_fps` those of an evaluation. Validation metrics get the same axis by logging a
+    `step`.
 
     Raises:
         TypeError: where the data module is no `ExperienceSource`.
@@ -28,6 +29,7 @@ class Curves(Callback):
         self._interval: dict[str, dict[str, list[Tensor]]] = {}  # by signal, by tag
         self._training_seconds = 0.0
         self._started = 0.0
+        self._evaluation_started = 0.0
         self._env_steps = 0
         self._updates = 0.0
 
@@ -42,11 +44,19 @@ class Curves(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: evaluation is not training."""
-        self._training_seconds += time.perf_counter() - self._started
+        now = time.perf_counter()
+        self._training_seconds += now - self._started
+        self._evaluation_started = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the clock go on."""
         self._started = time.perf_counter()
+        played = [trainer.callback_metrics.get(f"eval/{name}") for name in ("mean_ep_length", "episodes")]
+        if played[0] is None or played[1] is None:
+            return
+        speed = float(played[0]) * float(played[1]) / (self._started - self._evaluation_started)
+        for logger in trainer.loggers:
+            logger.log_metrics({"time/eval_fps": speed}, step=experience_source(trainer).env_steps)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +23,16 @@ class RunRecord(Callback):
 
     Args:
         seed: that the run was started with, if it is known.
+        origin: the run that this one continues, how, and what is set differently; plain JSON.
+        spec: of the environment; plain JSON.
     """
 
-    def __init__(self, seed: int | None = None) -> None:
+    def __init__(
+        self, seed: int | None = None, origin: Mapping[str, Any] | None = None, spec: Mapping[str, Any] | None = None
+    ) -> None:
         self.seed = seed
+        self.origin = origin
+        self.spec = spec
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write down where the run comes from."""
@@ -54,12 +61,17 @@ class RunRecord(Callback):
             "versions": _versions(),
             "machine": _machine(trainer),
         }
-        record = json.loads(path.read_text()) if path.exists() else {"parent_run": None, "starts": []}
+        new: dict[str, Any] = {"parent_run": (self.origin or {}).get("parent"), "starts": []}
+        record = json.loads(path.read_text()) if path.exists() else new | self._described()
         own_folder = resumed_from is not None and Path(resumed_from).parent.parent == path.parent.resolve()
         if resumed_from is not None and not own_folder:
             record["parent_run"] = str(Path(resumed_from).parent.parent)
-        parent_run, starts = record["parent_run"], record["starts"]
-        path.write_text(json.dumps({"parent_run": parent_run, **start, "starts": [*starts, start]}, indent=2) + "\n")
+        kept = {name: record[name] for name in ("parent_run", "origin", "spec") if name in record}
+        path.write_text(json.dumps({**kept, **start, "starts": [*record["starts"], start]}, indent=2) + "\n")
+
+    def _described(self) -> dict[str, Any]:
+        described = {"origin": self.origin, "spec": self.spec}
+        return {name: dict(value) for name, value in described.items() if value is not None}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the end."""

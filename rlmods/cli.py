@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -19,8 +20,22 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from rlmods.algorithms.base import Algorithm
+from rlmods.best_checkpoint import BestCheckpoint
 from rlmods.callbacks import Curves, EnvStepsProgressBar, GlobalRNG, GracefulStop, RunRecord
 from rlmods.callbacks.safeguard import MissingInputError, Safeguard
+from rlmods.chain import (
+    FROM,
+    WEIGHTS_ONLY,
+    Parent,
+    base_config,
+    changes_table,
+    config_changes,
+    find_parent,
+    health_of,
+    origin_of,
+    split_arguments,
+    stated_kind_and_root,
+)
 from rlmods.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError
 from rlmods.checks import (
     check_weights,
@@ -35,6 +50,7 @@ from rlmods.data.experience import ExperienceDataModule
 from rlmods.manifest import DamagedCheckpointError
 from rlmods.reports.fit_report import report_of_fit
 from rlmods.resume import RUNS, ResumePoint, RunKind, find_checkpoint
+from rlmods.warm_start import WarmStart, group_sizes, optimizers_of
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -99,12 +115,15 @@ class RLModsCLI(LightningCLI):
     Args:
         arguments: the sub-command and its options.
         beginning: told when the work begins.
+        parent: the run that is continued in a new one; its configuration is among the arguments.
     """
 
-    def __init__(self, arguments: list[str], beginning: Beginning | None = None) -> None:
+    def __init__(self, arguments: list[str], beginning: Beginning | None = None, parent: Parent | None = None) -> None:
         self.requested = next(argument for argument in arguments if argument in SUBCOMMANDS)
         self.beginning = beginning or Beginning()
         self.resume_point: ResumePoint | None = None
+        self.parent = parent
+        self.origin: dict[str, Any] = origin_of(parent, [])
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -133,6 +152,16 @@ class RLModsCLI(LightningCLI):
             help="Threads of torch on the CPU; small networks are slower with more.",
         )
         if self.requested == "fit":
+            parser.add_argument(
+                FROM,
+                type=str | None,
+                default=None,
+                help="Continue in a new run: a run folder, a checkpoint, best, latest, or fresh for none. Its "
+                "configuration is the base of this one's. On the command line only.",
+            )
+            parser.add_argument(
+                WEIGHTS_ONLY, type=bool, default=False, help="Of that run take the weights alone; clocks begin anew."
+            )
             parser.add_argument(
                 "--force_gates", type=bool, default=False, help="Go on from a checkpoint that failed a stage gate."
             )
@@ -167,12 +196,33 @@ class RLModsCLI(LightningCLI):
         if self.requested == "fit" and not trainer.fast_dev_run:
             check_writable(root)
         ckpt_path = self._get(self.config, "ckpt_path")
-        if ckpt_path is not None:
+        if self.requested == "fit" and self._get(self.config, "from") is not None:
+            raise ValueError(f"got from in a configuration file, expected it on the command line: type {FROM} RUN")
+        if self.parent is not None:
+            self._begin_from(self.parent, root)
+        elif ckpt_path is not None:
             self.resume_point = find_checkpoint(ckpt_path, root, self._run_kind(), exact=self.requested == "fit")
             for path, reason in self.resume_point.refused.items():
                 rank_zero_warn(f"refused {path}: {reason}")
             rank_zero_info(f"checkpoint: {self.resume_point.checkpoint}")
             self.config[self.requested]["ckpt_path"] = str(self.resume_point.checkpoint)
+
+    def _begin_from(self, parent: Parent, root: Path) -> None:
+        """Find the parent's checkpoint, and say and keep what is changed."""
+        if self._get(self.config, "ckpt_path") is not None:
+            raise ValueError(f"got --ckpt_path and {FROM}, expected one: {FROM} begins a new run, --ckpt_path goes on")
+        for path, reason in parent.refused.items():
+            rank_zero_warn(f"passed over {path}: {reason}")
+        exact = parent.continued == "full"
+        point = find_checkpoint(str(parent.checkpoint), root, self._run_kind(), exact=exact)
+        self.resume_point = point._replace(version=None)  # a new run has a folder of its own
+        text = self._parser("fit").dump(self.config["fit"], skip_none=False, skip_validation=True)
+        changes = config_changes(yaml.safe_load(text), parent)
+        rank_zero_info(changes_table(parent, changes))
+        wrong = health_of(parent.checkpoint)
+        if wrong:
+            rank_zero_warn(f"{parent.checkpoint} is unhealthy ({', '.join(wrong)}), and was asked for by name")
+        self.origin = origin_of(parent, changes)
 
     def _run_kind(self) -> RunKind:
         model, data = self._get(self.config, "model"), self._get(self.config, "data")
@@ -192,17 +242,42 @@ class RLModsCLI(LightningCLI):
         if isinstance(self.model, Algorithm):
             self.model.check_checkpoint(checkpoint)
             check_weights(checkpoint["state_dict"], self.model)
+        if self.parent is not None and self.parent.continued == "weights":
+            self.model.load_state_dict(checkpoint["state_dict"])
+            return
         if self.requested == "fit":
             force = self._get(self.config, "force_gates")
             refuse_failed_gates(checkpoint, self.trainer.callbacks, force=force)  # type: ignore[attr-defined]
-        state = checkpoint.get(type(self.datamodule).__qualname__)
         if self.requested == "fit" and isinstance(self.datamodule, ExperienceDataModule):
-            if not state:
-                raise ValueError(
-                    f"got {self.resume_point.checkpoint}, which holds no state of a {type(self.datamodule).__name__}, "
-                    "expected one that fit has written: type --ckpt_path last"
-                )
-            self.datamodule.check_checkpoint(state, self.trainer.num_devices * self.trainer.num_nodes)
+            self._check_state(checkpoint, self.datamodule)
+        if self.parent is not None:
+            self._check_optimizers(checkpoint)
+
+    def _check_state(self, checkpoint: dict[str, Any], data: ExperienceDataModule) -> None:
+        """Whether training can go on with the state of the data module."""
+        state = checkpoint.get(type(data).__qualname__)
+        if not state:
+            path = None if self.resume_point is None else self.resume_point.checkpoint
+            raise ValueError(
+                f"got {path}, which holds no state of a {type(data).__name__}, "
+                "expected one that fit has written: type --ckpt_path last"
+            )
+        try:
+            data.check_checkpoint(state, self.trainer.num_devices * self.trainer.num_nodes)
+        except ValueError as error:
+            if self.parent is None:
+                raise
+            raise ValueError(f"{error}; or take the weights alone: type {WEIGHTS_ONLY} true") from error
+
+    def _check_optimizers(self, checkpoint: dict[str, Any]) -> None:
+        """Whether the state of the parent's optimisers is one of the child's."""
+        saved = group_sizes(checkpoint["optimizer_states"])
+        own = group_sizes([optimizer.state_dict() for optimizer in optimizers_of(self.model)])
+        if saved != own:
+            raise ValueError(
+                f"got a parent whose optimisers have groups of {saved} parameters, expected {own} as configured: its "
+                f"full training state does not fit another optimizer; type {WEIGHTS_ONLY} true"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks, the logger and the checkpoint plugin of a run, where the configuration names no others."""
@@ -224,8 +299,10 @@ class RLModsCLI(LightningCLI):
         ours: list[tuple[type[Callback], list[Callback]]] = [
             (GlobalRNG, [GlobalRNG()]),
             (Curves, [Curves()]),
-            (RunRecord, [RunRecord(self._get(self.config, "seed_everything"))]),
+            (RunRecord, [RunRecord(self._get(self.config, "seed_everything"), self.origin, self._action_spec())]),
         ]
+        if self.parent is not None:
+            ours.insert(0, (WarmStart, [WarmStart()]))
         if trainer.enable_progress_bar is not False:
             ours.append((ProgressBar, [EnvStepsProgressBar()]))
         if trainer.enable_checkpointing is not False:
@@ -236,6 +313,13 @@ class RLModsCLI(LightningCLI):
             if not any(isinstance(other, kind) for other in configured)
             for callback in callbacks
         ]
+
+    def _action_spec(self) -> dict[str, Any] | None:
+        """What kind of actions the environment takes, and how many."""
+        if not isinstance(self.datamodule, ExperienceDataModule):
+            return None
+        action = self.datamodule.spec["action"].items()
+        return {"action": {name: value for name, value in action if name in ("kind", "shape", "n", "nvec")}}
 
     def _logger(self, root: Path) -> TensorBoardLogger:
         """A new run folder, or the folder of the run that goes on, its curves cut after the checkpoint."""
@@ -249,6 +333,9 @@ class RLModsCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Fit, and report what became of it."""
+        if self.parent is not None and self.parent.continued == "full":
+            # Not in the configuration: that file, run again, would go on in the parent's folder.
+            kwargs["ckpt_path"] = str(self.parent.checkpoint)
         if self._get(self.config_init, "trainer").fast_dev_run:
             self.trainer.fit(**kwargs)
             return
@@ -294,7 +381,7 @@ def _checkpoints() -> list[Callback]:
     """The one that evaluated best, and the newest three, so that a damaged one has a predecessor."""
     # The newest last: each saves the state of those before it, so that a resume knows the best.
     return [
-        ModelCheckpoint(monitor="eval/mean_reward", mode="max", filename="best-{step}"),
+        BestCheckpoint(),
         ModelCheckpoint(monitor="step", mode="max", save_top_k=3, filename="{step}"),
     ]
 
@@ -312,7 +399,8 @@ def run(arguments: list[str]) -> None:
     beginning = Beginning()
     _silence_noise()
     try:
-        RLModsCLI(_with_config_files(arguments), beginning)
+        arguments, parent = _with_parent(_with_config_files(arguments))
+        RLModsCLI(arguments, beginning, parent)
     except CheckpointWriteError as error:
         _fail(str(error), code=1)
     except MissingInputError as error:
@@ -335,6 +423,8 @@ def _silence_noise() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     # A resumed run goes on in its own folder.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+    # One that continues another has a folder of its own.
+    warnings.filterwarnings("ignore", message=r"The dirpath has changed from")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_is_no_advertisement)
 
@@ -362,6 +452,19 @@ def _with_config_files(arguments: list[str]) -> list[str]:
         elif position + 1 < len(arguments):
             resolved[position + 1] = str(find_config(arguments[position + 1]))
     return resolved
+
+
+def _with_parent(arguments: list[str]) -> tuple[list[str], Parent | None]:
+    """The arguments with the parent's configuration as the first one, and the parent; as they are without `--from`."""
+    rest, word, weights_only = split_arguments(arguments)
+    if word in (None, "fresh"):
+        return rest, None
+    if "fit" not in rest:
+        raise ValueError(f"got {FROM} without fit, expected it there alone: type --ckpt_path CHECKPOINT")
+    kind, root = stated_kind_and_root(rest)
+    parent = find_parent(str(word), root, kind, weights_only=weights_only)
+    position = rest.index("fit") + 1
+    return [*rest[:position], "--config", base_config(parent), *rest[position:]], parent
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

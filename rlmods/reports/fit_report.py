@@ -48,8 +48,10 @@ def _write(trainer: Trainer, error: Exception | None) -> None:
         # Late: the parts that read and draw are not needed before.
         from rlmods.reports.command import write_report
         from rlmods.reports.run_report import one_line
+        from rlmods.reports.run_summary import write_summary
 
         report = write_report(folder)
+        write_summary(folder)
         rank_zero_info(f"report: {report.status} ({one_line(report)}), {folder / 'report.html'}")
     except Exception as failure:
         reason = " ".join(str(failure).split())

@@ -72,7 +72,7 @@ def test_every_tag_is_drawn_over_environment_steps(tmp_path: Path) -> None:
     of_evaluation = {
         "eval/mean_reward", "eval/std_reward", "eval/mean_ep_length", "eval/mean_discounted_reward", "eval/q_start",
         "eval/q_gap", "eval/q_gap_sem",
-        "eval/episodes",
+        "eval/episodes", "time/eval_fps",
     }  # fmt: skip
     assert set(curves) == on_the_log | of_training | of_evaluation
     for tag, points in curves.items():
