@@ -17,7 +17,7 @@ from rlmods.data.fingerprint import fingerprint_of
 from rlmods.data.processes import gather_objects
 from rlmods.envs.environments import Environments
 from rlmods.envs.make import env_spec, make_envs
-from rlmods.types import Observation, Policy
+from rlmods.types import EnvSpec, Observation, Policy
 
 # Streams of randomness that are derived from one seed.
 TRAINING, REPLAY, VALIDATION, TEST = range(4)
@@ -26,6 +26,7 @@ TRAINING, REPLAY, VALIDATION, TEST = range(4)
 class _Collector(Protocol):
     """What collects, of this process."""
 
+    environments: Environments
     episodes: EpisodeStatistics
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,12 +87,8 @@ class ExperienceDataModule(LightningDataModule):
         self.resize = resize
         self.frame_stack = frame_stack
         self.seed = seed
-        self.spec = env_spec(env_id, env_kwargs, resize=resize, frame_stack=frame_stack)
-        if self.spec.get("settings", {}).get("max_episode_steps", 1) is None:
-            raise ValueError(
-                f"got {env_id}, whose episodes never end, expected some that can be evaluated: type "
-                "--data.init_args.env_kwargs.max_episode_steps 200"
-            )
+        self.spec = env_spec(env_id, env_kwargs, num_envs=max(num_envs, 1), resize=resize, frame_stack=frame_stack)
+        _check_episodes(self.spec, eval_episodes)
         self.iterations = 0
         self._env_steps = 0
         self.video_folder: Path | None = None
@@ -213,6 +210,8 @@ class ExperienceDataModule(LightningDataModule):
         trainer = self.attached_trainer()
         while self.iterations < self.num_iterations:
             self.iterations += 1
+            if self.collector is not None:
+                self.collector.environments.set_progress(self.progress)
             batch = self.iterate(trainer)
             if self.iterations >= min(self.num_iterations, trainer.num_training_batches, _limit(trainer)):
                 # Makes this iteration end with an evaluation, whatever the rhythm.
@@ -357,6 +356,22 @@ class ExperienceDataModule(LightningDataModule):
                 "actions: add one, the data module collects with it"
             )
         return policy
+
+
+def _check_episodes(spec: EnvSpec, eval_episodes: int) -> None:
+    """Whether an environment of ours can be evaluated so, by what it says of itself."""
+    settings = spec.get("settings", {})
+    if settings.get("max_episode_steps", 1) is None:
+        raise ValueError(
+            f"got {spec['env_id']}, whose episodes never end, expected some that can be evaluated: type "
+            "--data.init_args.env_kwargs.max_episode_steps 200"
+        )
+    num_agents = settings.get("num_agents", 1)
+    if eval_episodes % num_agents:
+        raise ValueError(
+            f"got eval_episodes = {eval_episodes} with {spec['env_id']}, whose agents come in swarms of {num_agents}, "
+            f"expected a multiple: type --data.init_args.eval_episodes {ceil(eval_episodes / num_agents) * num_agents}"
+        )
 
 
 class Loader:

@@ -3,4 +3,5 @@
 import gymnasium as gym
 
 gym.register("rlmods/DotTracking-v0", entry_point="rlmods.envs.dot_tracking:DotTracking", max_episode_steps=50)
+gym.register("rlmods/DroneSwarm-v0", vector_entry_point="rlmods.envs.drone_swarm:DroneSwarm")
 gym.register("rlmods/TorusGobletGhost-v0", vector_entry_point="rlmods.envs.torus_goblet_ghost:TorusGobletGhost")

@@ -110,6 +110,15 @@ class Environments:
         rewards: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float64]] = env.rewards
         return rewards
 
+    def set_progress(self, progress: float) -> None:
+        """Say how far the training is, 0 to 1, to environments that have a curriculum; others do not hear it.
+
+        Those of an evaluation are never told: they are as they will be at the end.
+        """
+        env: Any = self._vector_env.unwrapped
+        if hasattr(env, "set_progress"):
+            env.set_progress(progress)
+
     def render(self) -> list[npt.NDArray[np.uint8]]:
         """One frame `[height, width, 3]` of each environment.
 

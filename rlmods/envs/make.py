@@ -76,17 +76,21 @@ def env_spec(
     env_id: str,
     env_kwargs: dict[str, Any] | None = None,
     *,
+    num_envs: int = 1,
     resize: tuple[int, int] | None = None,
     grayscale: bool = True,
     frame_stack: int = 1,
 ) -> EnvSpec:
-    """Describe an environment, in plain Python values. The arguments and errors are those of `make_envs`."""
+    """Describe an environment, in plain Python values. The arguments and errors are those of `make_envs`.
+
+    Where it exists as a vector environment alone, `num_envs` of them are made, so that an impossible number is refused.
+    """
     kwargs = dict(env_kwargs or {})
     with _explained(env_id, kwargs):
         gym_spec = _find(env_id)
         if gym_spec.entry_point is None:
             _is_native(gym_spec, kwargs, 1, "auto", resize is not None or frame_stack != 1)
-            return _describe_vector(env_id, _make_native(gym_spec, 1, kwargs), frame_stack)
+            return _describe_vector(env_id, _make_native(gym_spec, num_envs, kwargs), frame_stack)
         env = _make_one(gym_spec, kwargs, resize, grayscale, frame_stack)
     try:
         return _describe(env_id, env.observation_space, env.action_space, frame_stack)

@@ -1,0 +1,54 @@
+"""Random numbers of many rows at once, each row with a stream of its own."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Indices: TypeAlias = npt.NDArray[np.intp] | slice
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+class EpisodeStreams:
+    """What a row draws in an episode depends on its seed and the episode's number, and on no other row.
+
+    A generator that all rows share would let the end of one episode change all later ones; one for each row costs a
+    Python loop. Here a number is a hash of its place in the row's stream: SplitMix64 (Steele, Lea and Flood 2014).
+
+    Args:
+        num_rows: N.
+        draws: numbers of an episode.
+
+    Attributes:
+        seeds: `[N]` uint64.
+        episodes: `[N]` uint64, how many each row has begun.
+    """
+
+    def __init__(self, num_rows: int, draws: int) -> None:
+        self.draws = draws
+        self.seeds = np.zeros(num_rows, np.uint64)
+        self.episodes = np.zeros(num_rows, np.uint64)
+
+    def seed(self, seed: int | Sequence[int]) -> None:
+        """Begin all streams anew, from a seed for all of them or one of each."""
+        if isinstance(seed, int):
+            self.seeds[:] = np.random.SeedSequence(seed).generate_state(len(self.seeds), np.uint64)
+        else:
+            self.seeds[:] = [np.random.SeedSequence(one).generate_state(1, np.uint64)[0] for one in seed]
+        self.episodes[:] = 0
+
+    def begin(self, rows: Indices) -> npt.NDArray[np.float32]:
+        """The numbers of the next episode of some rows, `[draws, n]` in [0, 1)."""
+        first = self.episodes[rows] * np.uint64(self.draws) + np.uint64(1)
+        self.episodes[rows] += np.uint64(1)
+        places = first + np.arange(self.draws, dtype=np.uint64)[:, None]
+        z = self.seeds[rows] + places * _GAMMA
+        z = (z ^ (z >> np.uint64(30))) * _MIX_1
+        z = (z ^ (z >> np.uint64(27))) * _MIX_2
+        z ^= z >> np.uint64(31)
+        # 24 bits are what a float32 below 1 holds.
+        uniforms: npt.NDArray[np.float32] = (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+        return uniforms
