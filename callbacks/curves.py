@@ -1,13 +1,16 @@
 """The curves of a training run, on the axis of environment steps."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from rlmods.callbacks.throughput import Totals, TrainingClock, describe_rates
+from rlmods.callbacks.utilization import Utilization
 from rlmods.signals import curves
 from rlmods.types import ExperienceSource
 
@@ -18,8 +21,10 @@ class Curves(Callback):
     `train/…` and `stability/…` are the signals that `training_step` returned: means over the interval, but the latest
     value of counters and schedules and the maximum of `q_max`;
     `rollout/…` are means over the last 100 training episodes; `time/fps` are environment steps per second of training,
-    evaluation excluded, `time/eval_fps` those of an evaluation. Validation metrics get the same axis by logging a
-    `step`.
+    evaluation excluded, and `time/share_…` where that time went; `system/…` is how much of the machine was used. After
+    an evaluation, `time/eval_fps` are its frames per second, and `time/fps_end_to_end` those of the training per second
+    of everything since the start or the resume. Validation metrics get the same axis by logging a `step`. The three
+    rates of the whole run are said at its end.
 
     Raises:
         TypeError: where the data module is no `ExperienceSource`.
@@ -27,41 +32,47 @@ class Curves(Callback):
 
     def __init__(self) -> None:
         self._interval: dict[str, dict[str, list[Tensor]]] = {}  # by signal, by tag
-        self._training_seconds = 0.0
-        self._started = 0.0
-        self._evaluation_started = 0.0
-        self._env_steps = 0
+        self._clock = TrainingClock()
+        self._utilization = Utilization()
+        self._logged = self._evaluated = Totals()  # at the last point
         self._updates = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._env_steps = experience_source(trainer).env_steps
         counted = self._interval.get("update_steps", {}).get("train/n_updates", [])
         if counted:  # by the run that goes on here; its seconds are not known
             self._updates = float(counted[-1])
-        self._training_seconds = 0.0
-        self._started = time.perf_counter()
+        self._logged = self._evaluated = Totals()
+        self._utilization.begin()
+        self._clock.train_start(experience_source(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: evaluation is not training."""
-        now = time.perf_counter()
-        self._training_seconds += now - self._started
-        self._evaluation_started = now
+        self._clock.validation_start()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the clock go on."""
-        self._started = time.perf_counter()
-        played = [trainer.callback_metrics.get(f"eval/{name}") for name in ("mean_ep_length", "episodes")]
-        if played[0] is None or played[1] is None:
+        self._clock.validation_end(trainer)
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        speed = float(played[0]) * float(played[1]) / (self._started - self._evaluation_started)
+        source = experience_source(trainer)
+        totals = self._clock.totals(source)
+        of_evaluation = totals.since(self._evaluated).rates()
+        metrics = {"time/eval_fps": of_evaluation["eval"]} if "eval" in of_evaluation else {}
+        metrics["time/fps_end_to_end"] = totals.rates()["end_to_end"]
+        self._evaluated = totals
         for logger in trainer.loggers:
-            logger.log_metrics({"time/eval_fps": speed}, step=experience_source(trainer).env_steps)
+            logger.log_metrics(metrics, step=source.env_steps)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Collecting has ended, learning begins."""
+        self._clock.train_batch_start(experience_source(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take in an iteration's signals; log at the end of an interval."""
+        self._clock.train_batch_end()
         if isinstance(outputs, Mapping):
             for name, signal in outputs.items():
                 for tag, curve in curves(name).items():
@@ -75,6 +86,11 @@ class Curves(Callback):
         if self._interval:
             self._log(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how fast it was."""
+        rates = describe_rates(self._clock.totals(experience_source(trainer)))
+        rank_zero_info(f"environment steps per second: {rates}")
+
     def _log(self, trainer: Trainer) -> None:
         source = experience_source(trainer)
         metrics = {
@@ -83,22 +99,22 @@ class Curves(Callback):
             for tag, values in tags.items()
         }
         metrics |= source.rollout_statistics()
-        metrics |= self._speed(source.env_steps, metrics.get("train/n_updates", self._updates))
+        metrics |= self._speed(source, metrics.get("train/n_updates", self._updates))
+        metrics |= self._utilization.measure(trainer.strategy.root_device)
         self._interval.clear()
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=source.env_steps)
 
-    def _speed(self, env_steps: int, updates: float) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds = self._training_seconds + now - self._started
+    def _speed(self, source: ExperienceSource, updates: float) -> dict[str, float]:
+        totals = self._clock.totals(source)
+        interval = totals.since(self._logged)
         speed = {
-            "time/fps": (env_steps - self._env_steps) / seconds,
-            "time/updates_per_s": (updates - self._updates) / seconds,
-            "time/total_timesteps": float(env_steps),
+            "time/fps": interval.frames / interval.training,
+            "time/updates_per_s": (updates - self._updates) / interval.training,
+            "time/total_timesteps": float(source.env_steps),
         }
-        self._env_steps, self._updates = env_steps, updates
-        self._training_seconds, self._started = 0.0, now
-        return speed
+        self._logged, self._updates = totals, updates
+        return speed | {f"time/share_{name}": share for name, share in interval.shares().items()}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write out the curves before the checkpoint: what it remembers must not be missing from them."""

@@ -1,20 +1,28 @@
 """A progress bar that counts environment steps."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from rlmods.callbacks.curves import experience_source
+from rlmods.callbacks.throughput import Totals, TrainingClock, describe_rates, describe_shares
+from rlmods.callbacks.utilization import Utilization, describe_usage
+
+_PANEL_SECONDS = 1.0  # between two measurements of the machine
 
 
 class EnvStepsProgressBar(ProgressBar):
-    """Environment steps of the total, steps per second, last return, last evaluation, time left.
+    """Environment steps of the total, steps per second of everything, last return, last evaluation, time left.
 
-    Where the output is no terminal it prints a line at each evaluation instead of a bar.
+    Below stands a panel of utilisation: the rates of training, of evaluation and end to end, how much of the machine is
+    used, and how the training's time is divided. Where the output is no terminal it prints a line of all that at each
+    evaluation instead of a bar.
 
     Args:
         refresh_seconds: time between two redraws.
@@ -25,10 +33,12 @@ class EnvStepsProgressBar(ProgressBar):
         self.refresh_seconds = refresh_seconds
         self._enabled = True
         self._console = Console(stderr=True)
-        self._progress: Progress | None = None
+        self._progress: _Bar | None = None
         self._task = TaskID(0)
-        self._drawn = 0.0
-        self._start = (0.0, 0)
+        self._drawn = self._measured = 0.0
+        self._clock = TrainingClock()
+        self._shown = Totals()  # in the panel so far
+        self._utilization = Utilization()
         self._is_training = False
 
     def disable(self) -> None:
@@ -42,11 +52,13 @@ class EnvStepsProgressBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         source = experience_source(trainer)
-        self._start = (time.perf_counter(), source.env_steps)
+        self._clock.train_start(source)
+        self._shown = Totals()
+        self._utilization.begin()
         self._is_training = True
         if not (self._enabled and self._console.is_terminal):
             return
-        self._progress = Progress(
+        self._progress = _Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} env steps"),
@@ -67,23 +79,36 @@ class EnvStepsProgressBar(ProgressBar):
         )
         self._progress.start()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Collecting has ended, learning begins."""
+        self._clock.train_batch_start(experience_source(trainer))
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Redraw, if it is time."""
+        self._clock.train_batch_end()
         now = time.perf_counter()
         if self._progress is not None and now - self._drawn >= self.refresh_seconds:
             self._drawn = now
             self._draw(trainer, self._progress)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluation is not training."""
+        self._clock.validation_start()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the evaluation."""
+        self._clock.validation_end(trainer)
         if self._progress is not None:
             self._draw(trainer, self._progress)
         elif self._enabled and self._is_training and not trainer.sanity_checking:
             self._console.print(self._line(trainer), highlight=False, soft_wrap=True)
 
-    def _draw(self, trainer: Trainer, progress: Progress) -> None:
+    def _draw(self, trainer: Trainer, progress: "_Bar") -> None:
+        if self._drawn - self._measured >= _PANEL_SECONDS:
+            self._measured = self._drawn
+            progress.panel = self._panel(trainer)
         progress.update(
             self._task,
             completed=experience_source(trainer).env_steps,
@@ -99,12 +124,23 @@ class EnvStepsProgressBar(ProgressBar):
         seconds_left = max(0.0, (source.total_env_steps - source.env_steps) / max(rate, 1e-9))
         return (
             f"{source.env_steps:,}/{source.total_env_steps:,} env steps, {rate:,.0f}/s, "
-            f"return {_last_return(trainer)}, eval {_last_evaluation(trainer)}, {seconds_left:,.0f} s left"
+            f"return {_last_return(trainer)}, eval {_last_evaluation(trainer)}, {seconds_left:,.0f} s left; "
+            f"{self._panel(trainer)}"
         )
 
     def _rate(self, trainer: Trainer) -> float:
-        started, env_steps = self._start
-        return (experience_source(trainer).env_steps - env_steps) / (time.perf_counter() - started)
+        return self._clock.totals(experience_source(trainer)).rates().get("end_to_end", 0.0)
+
+    def _panel(self, trainer: Trainer) -> str:
+        totals = self._clock.totals(experience_source(trainer))
+        usage = self._utilization.measure(trainer.strategy.root_device)
+        recent, self._shown = totals.since(self._shown), totals
+        parts = (
+            describe_rates(totals),
+            describe_usage(usage, self._utilization.num_cores),
+            describe_shares(recent),
+        )
+        return "; ".join(part for part in parts if part)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -119,6 +155,17 @@ class EnvStepsProgressBar(ProgressBar):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+class _Bar(Progress):
+    """A bar with a line below."""
+
+    panel = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then the line."""
+        yield from super().get_renderables()
+        yield Text(self.panel, style="dim")
 
 
 def _last_return(trainer: Trainer) -> str:

@@ -142,6 +142,14 @@ class Rollout(NamedTuple):
     decisions: Decisions | None = None  # of a policy that decides
 
 
+class CollectionSeconds(NamedTuple):
+    """Wall time of one rollout."""
+
+    policy: float  # until the actions were chosen, and the steps started
+    environments: float  # waited for their steps
+    total: float  # with the statistics and the stacking
+
+
 class LinearTransitions(NamedTuple):
     """Transitions as a linear critic w·φ/√D sees them, in the order of time within each of C chains."""
 
@@ -229,6 +237,15 @@ class ExperienceSource(Protocol):
 
     def rollout_statistics(self) -> dict[str, float]:
         """Means over the last 100 training episodes, by tag; empty before the first has ended."""
+        ...
+
+
+@runtime_checkable
+class TimesCollection(Protocol):
+    """A data module that knows where the time of its collecting goes, of this process."""
+
+    def collection_seconds(self) -> CollectionSeconds:
+        """Of the last iteration."""
         ...
 
 

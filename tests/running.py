@@ -137,10 +137,14 @@ def differences(run: Path, other: Path) -> list[str]:
     rows = replay_rows(run), replay_rows(other)
     found = [f"state{name}" for name in _differing(*states) if not _may_differ(name)]
     found += [f"replay{name}" for name in _differing(*(dict(_leaves(row)) for row in rows))]
-    timed = {"time/fps", "time/updates_per_s", "time/eval_fps"}
     drawn = curves(run), curves(other)
-    found += [f"curve {tag}" for tag in drawn[0].keys() | drawn[1].keys() if tag not in timed and _differ(tag, drawn)]
+    found += [f"curve {tag}" for tag in drawn[0].keys() | drawn[1].keys() if not _timed(tag) and _differ(tag, drawn)]
     return found
+
+
+def _timed(tag: str) -> bool:
+    """Whether a curve says how fast the machine was."""
+    return tag.startswith("system/") or (tag.startswith("time/") and tag != "time/total_timesteps")
 
 
 def _differ(key: str, pair: tuple[dict[str, Any], dict[str, Any]]) -> bool:

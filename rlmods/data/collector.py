@@ -1,6 +1,7 @@
 """From the environments to transitions: steps the environments with a policy and sums rewards over n steps."""
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from rlmods.data.episodes import EpisodeStatistics
 from rlmods.data.observations import map_observation, stack_observations, to_arrays, to_tensors
 from rlmods.envs.environments import Environments
 from rlmods.functional.returns import n_step_return
-from rlmods.types import ArrayObservation, Observation, Policy, StepResult, Transition
+from rlmods.types import ArrayObservation, CollectionSeconds, Observation, Policy, StepResult, Transition
 
 
 class _Step(NamedTuple):
@@ -40,6 +41,9 @@ class Collector:
         gamma: discount of one step.
         n_steps: horizon of a stored transition.
         seed: of the environments.
+
+    Attributes:
+        seconds: that the last `collect` took.
     """
 
     def __init__(self, environments: Environments, *, gamma: float, n_steps: int, seed: int) -> None:
@@ -51,6 +55,7 @@ class Collector:
         self.observation = environments.reset(seed)
         self.episodes = EpisodeStatistics(environments.num_envs)
         self.rows: _Rows | None = None
+        self.seconds = CollectionSeconds(0.0, 0.0, 0.0)
         self._closed = False
         self._last_state: dict[str, Any] | None = None
         # Where a resume must truncate the running episodes, their last step stays open until the next one.
@@ -71,18 +76,26 @@ class Collector:
         Returns:
             `[M, ...]`; M is not the number of steps taken where horizons are still open.
         """
+        began = perf_counter()
+        by_policy = by_environments = 0.0
         steps: list[_Step] = []
         with torch.inference_mode():
             while not steps or self.env_steps < until:
+                started = perf_counter()
                 observation = to_tensors(self.observation, device)
                 action = policy.act(observation, env_steps=self.env_steps * num_processes).cpu().numpy()
+                decided = perf_counter()
                 result = self.environments.step(action)
+                by_policy += decided - started
+                by_environments += perf_counter() - decided
                 steps.append(_Step(self.observation, action, result))
                 self.observation = result.observation
                 self.env_steps += int(np.count_nonzero(result.valid))
         self.episodes.count([step.result for step in steps])
         rows = _stack_steps(steps)
-        return self._complete(rows if self.rows is None else _concatenate(self.rows, rows))
+        transitions = self._complete(rows if self.rows is None else _concatenate(self.rows, rows))
+        self.seconds = CollectionSeconds(by_policy, by_environments, perf_counter() - began)
+        return transitions
 
     def _complete(self, rows: _Rows) -> Transition:
         """Split off the transitions whose horizon is closed; the others stay in `self.rows`."""

@@ -14,7 +14,7 @@ from rlmods.data.processes import sum_over_processes
 from rlmods.data.replay import PrioritizedReplayBuffer, ReplayBuffer
 from rlmods.data.segments import ReplaySegments
 from rlmods.data.settings import check_replay_settings, check_settings
-from rlmods.types import ReplayBatch
+from rlmods.types import CollectionSeconds, ReplayBatch
 
 
 class ReplayDataModule(ExperienceDataModule):
@@ -128,6 +128,11 @@ class ReplayDataModule(ExperienceDataModule):
     def rollout_statistics(self) -> dict[str, float]:
         """Means over the last 100 training episodes of this process, by tag; empty before the first has ended."""
         return {} if self.collector is None else self.collector.rollout_statistics()
+
+    def collection_seconds(self) -> CollectionSeconds:
+        """Where the time of the last iteration's collecting went, in this process."""
+        collector, _, _ = self._fitting()
+        return collector.seconds
 
     def feedback(self, index: Tensor, *, td_error: Tensor) -> None:
         """Give the TD errors `[K, B]` of slots `[K, B]` to the replay, as priorities."""

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ def test_every_tag_is_drawn_over_environment_steps(tmp_path: Path) -> None:
         "time/fps",
         "time/updates_per_s",
         "time/total_timesteps",
+        "time/share_learn",
+        "time/share_collect",
+        "time/share_policy",
+        "time/share_environments",
+        "system/cpu_percent_of_machine",
+        "system/memory_gib",
     }
     of_training = {
         "train/loss", "train/q_mean", "train/td_error_abs", "train/td_target", "train/learning_rate",
@@ -72,7 +79,7 @@ def test_every_tag_is_drawn_over_environment_steps(tmp_path: Path) -> None:
     of_evaluation = {
         "eval/mean_reward", "eval/std_reward", "eval/mean_ep_length", "eval/mean_discounted_reward", "eval/q_start",
         "eval/q_gap", "eval/q_gap_sem",
-        "eval/episodes", "time/eval_fps",
+        "eval/episodes", "time/eval_fps", "time/fps_end_to_end",
     }  # fmt: skip
     assert set(curves) == on_the_log | of_training | of_evaluation
     for tag, points in curves.items():
@@ -116,6 +123,9 @@ def test_without_a_terminal_the_progress_is_a_line_an_evaluation(
     lines = [line for line in capsys.readouterr().err.splitlines() if "env steps" in line]
     assert [line.split(" env steps")[0] for line in lines] == ["150/500", "300/500", "450/500", "500/500"]
     assert all(part in lines[-1] for part in ("/s, return", "eval", "±", "s left"))
+    panel = r"train [\d,]+/s, eval [\d,]+/s, end to end [\d,]+/s; cpu \d+ % of \d+ cores, memory \d+\.\d GiB; "
+    shares = r"collect \d+ % \(policy \d+ %, environments \d+ %\), learn \d+ %"
+    assert all(re.search(f"left; {panel}{shares}$", line) for line in lines)
 
 
 def test_in_a_terminal_the_progress_is_a_bar(
@@ -128,3 +138,4 @@ def test_in_a_terminal_the_progress_is_a_bar(
     drawn = capsys.readouterr().err
     assert "DQN" in drawn
     assert "500/500 env steps" in drawn
+    assert "end to end" in drawn
