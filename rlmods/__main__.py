@@ -5,7 +5,7 @@ import sys
 from rlmods import __version__
 
 HELP = """\
-usage: python -m rlmods {fit,validate,test,predict,report,sanity,replay,configs} ...
+usage: python -m rlmods {fit,validate,test,predict,report,next,sanity,replay,configs} ...
 
 Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth about the training.
 
@@ -14,6 +14,7 @@ Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth
   test      evaluate it on other seeds, --video DIR for a video
   predict   actions for given observations, or a roll-out written to disk
   report    health, tables and plots of a run folder; of several, a comparison
+  next      one change for the run after this one, with its reason and evidence, as a configuration
   sanity    four short runs of the off-policy laboratory whose answers are known
   replay    repeat the update for which a run left a folder in failures/
   configs   list the configurations that come with the package
@@ -21,10 +22,11 @@ Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth
 Each of the first four explains its options: python -m rlmods fit --help
 A configuration is a file, or the name of one that comes with the package; several --config are merged in order.
 Go on with a stopped run: repeat its command with --ckpt_path last
+Continue a run in a new one, its configuration as the base: fit --from RUN, --from best or --from latest
 """
 
 
-COMMANDS = ("fit", "validate", "test", "predict", "report", "sanity", "replay", "configs")
+COMMANDS = ("fit", "validate", "test", "predict", "report", "next", "sanity", "replay", "configs")
 
 
 def main() -> None:
@@ -42,6 +44,10 @@ def main() -> None:
         from rlmods.reports.command import main as report
 
         raise SystemExit(report(arguments[1:]))
+    elif arguments[0] == "next":
+        from rlmods.reports.next_command import main as advise
+
+        raise SystemExit(advise(arguments[1:]))
     elif arguments[0] == "sanity":
         from rlmods.sanity import main as sanity
 

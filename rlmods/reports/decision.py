@@ -1,0 +1,76 @@
+"""One hypothesis for the next run: the first finding that no other explains and that has something to propose."""
+
+from typing import Any, NamedTuple
+
+from rlmods.reports.chain_rules import RULES, SUPPRESSES
+from rlmods.reports.facts import RunFacts, Score
+from rlmods.reports.levels import lower_bound
+from rlmods.reports.proposal import Finding, Proposal
+from rlmods.reports.regression import changed_settings
+
+
+class Decision(NamedTuple):
+    """What to do next.
+
+    Attributes:
+        finding: that decided; None where no rule has anything to say.
+        proposal: None where evidence is missing first.
+        checkpoint: healthy, to begin from; None for a run that begins anew, or goes on in its own folder.
+        base: the run whose configuration is the base of the next one.
+        settings: of the next run, where they differ from the base, by dotted name.
+        weights_only: whether the checkpoint's optimiser does not fit, or its clocks are to begin anew.
+        observed: findings besides it, which guard against wrong conclusions.
+        explained: findings that another one explains, by rule → the one that explains it.
+    """
+
+    finding: Finding | None
+    proposal: Proposal | None
+    checkpoint: Score | None
+    base: RunFacts
+    settings: dict[str, Any]
+    weights_only: bool
+    observed: list[Finding]
+    explained: dict[str, str]
+
+
+def decide(facts: RunFacts) -> Decision:
+    """Ask all rules, leave out what is explained, and take the first that proposes something or asks for a probe."""
+    findings = [finding for rule in RULES if (finding := rule(facts)) is not None]
+    explained: dict[str, str] = {}
+    for finding in findings:
+        if finding.rule not in explained:
+            explained |= {rule: finding.rule for rule in SUPPRESSES.get(finding.rule, ()) if rule not in explained}
+    live = [finding for finding in findings if finding.rule not in explained]
+    chosen = next((finding for finding in live if finding.proposal is not None or finding.probe), None)
+    observed = [finding for finding in live if finding is not chosen]
+    said = {finding.rule: explained[finding.rule] for finding in findings if finding.rule in explained}
+    if chosen is None or chosen.proposal is None:
+        return Decision(chosen, None, None, facts, {}, False, observed, said)
+    score, base = _begin(facts, chosen.proposal)
+    settings = _settings(facts, base, score, chosen.proposal)
+    # Another optimizer has another state; and what began anew before begins anew again.
+    is_other = any(knob.rpartition(".")[2] in ("optimizer", "muon_parameters") for knob in settings)
+    weights_only = score is not None and (is_other or facts.continued == "weights")
+    return Decision(chosen, chosen.proposal, score, base, settings, weights_only, observed, said)
+
+
+def _begin(facts: RunFacts, proposal: Proposal) -> tuple[Score | None, RunFacts]:
+    """The best healthy checkpoint of the chain with its run, or the run alone where it begins anew or goes on."""
+    if proposal.start != "best":
+        return None, facts
+    kept = [(run.best, run) for run in facts.lineage() if run.best is not None]
+    return max(kept, key=lambda pair: lower_bound(pair[0])) if kept else (None, facts)
+
+
+def _settings(facts: RunFacts, base: RunFacts, score: Score | None, proposal: Proposal) -> dict[str, Any]:
+    """The settings of the run that was read, with the knob turned, as far as the base has others."""
+    settings = {d.knob: d.now for d in changed_settings(facts.settings, base.settings)}
+    total = "data.init_args.total_env_steps"
+    if score is not None and facts.continued != "weights" and isinstance(facts.settings.get(total), int):
+        budget = max(facts.settings[total] - facts.env_steps_at_start, 1)
+        settings[total] = max(facts.settings[total], score.env_steps + budget)
+    elif score is not None and total in facts.settings:
+        settings[total] = facts.settings[total]
+    if proposal.knob:
+        settings[proposal.knob] = proposal.to
+    return settings

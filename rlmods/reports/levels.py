@@ -1,0 +1,74 @@
+"""What the rules for the next run mean by better, worse, learned and unchanged."""
+
+import math
+from collections.abc import Sequence
+
+from rlmods.reports.facts import RunFacts, Score
+
+STANDARD_ERRORS = 3.0
+# A fall by less than this share of what was learned is what runs of the same settings differ by.
+SHARE = 0.3
+
+
+def standard_error(*scores: Score) -> float:
+    """Of a difference; what is not known counts as 0, and then the share alone decides."""
+    return math.hypot(*(score.standard_error or 0.0 for score in scores))
+
+
+def reference(facts: RunFacts) -> tuple[Score, RunFacts] | None:
+    """The best healthy score among the ancestors, by its lower bound, and whose it is."""
+    found = [(run.best, run) for run in facts.lineage() if run is not facts and run.best is not None]
+    return max(found, key=lambda pair: lower_bound(pair[0]), default=None)
+
+
+def lower_bound(score: Score) -> float:
+    """Two standard errors below the mean."""
+    return score.mean - 2.0 * (score.standard_error or 0.0)
+
+
+def learned(facts: RunFacts, score: Score) -> float:
+    """How far a score lies above an untrained policy; above 0 where that is not known."""
+    untrained = facts.untrained()
+    return abs(score.mean) if untrained is None else score.mean - untrained
+
+
+def has_fallen(facts: RunFacts, level: Score, scores: Sequence[Score]) -> bool:
+    """Whether the last two scores (the last one, if there are no more) lie far below a level.
+
+    Far is more than three standard errors of the difference, and more than 30 % of what was learned.
+    """
+    recent = list(scores[-2:])
+    gain = learned(facts, level)
+    return bool(recent) and all(
+        level.mean - score.mean > max(STANDARD_ERRORS * standard_error(level, score), SHARE * max(gain, 0.0))
+        for score in recent
+    )
+
+
+def has_learned(facts: RunFacts) -> bool | None:
+    """Whether the last score lies above an untrained policy, or above the one that the run began with."""
+    last, untrained = facts.last, facts.untrained()
+    if last is None or (untrained is None and facts.start is None):
+        return None
+    error = last.standard_error or 0.0
+    floor = untrained if untrained is not None else facts.start.mean if facts.start is not None else math.nan
+    return last.mean - floor > max(STANDARD_ERRORS * error, 0.1 * abs(floor))
+
+
+def is_improving(facts: RunFacts) -> bool:
+    """Whether the last third of the evaluations lies above the third before, by two standard errors."""
+    third = len(facts.scores) // 3
+    if third < 1:
+        return False
+    late, before = facts.scores[-third:], facts.scores[-2 * third : -third]
+    rise = _mean(late) - _mean(before)
+    error = math.hypot(_error(late), _error(before))
+    return rise > 2.0 * error and rise > 0.0
+
+
+def _mean(scores: Sequence[Score]) -> float:
+    return math.fsum(score.mean for score in scores) / len(scores)
+
+
+def _error(scores: Sequence[Score]) -> float:
+    return math.hypot(*(score.standard_error or 0.0 for score in scores)) / len(scores)
