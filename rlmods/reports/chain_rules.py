@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from rlmods.reports.facts import RunFacts, Score
-from rlmods.reports.levels import has_fallen, has_learned, is_improving, reference, standard_error
+from rlmods.reports.levels import has_fallen, has_gained, has_learned, is_improving, reference, standard_error
 from rlmods.reports.proposal import Finding, Proposal, Start
 from rlmods.reports.regression import regressed
 from rlmods.reports.summary import number
@@ -227,8 +227,8 @@ def target_kl_ends_epochs(facts: RunFacts) -> Finding | None:
 
 
 def policy_not_moving(facts: RunFacts) -> Finding | None:
-    """B3. KL and clip fraction were small while the learning rate was not, and nothing was learned."""
-    if facts.kl is None or facts.kl > _STILL_KL or (facts.clip_fraction or 0.0) > _STILL_CLIP or has_learned(facts):
+    """B3. KL and clip fraction were small while the learning rate was not, and nothing was gained."""
+    if facts.kl is None or facts.kl > _STILL_KL or (facts.clip_fraction or 0.0) > _STILL_CLIP or has_gained(facts):
         return None
     rate = facts.setting("learning_rate")
     if not isinstance(rate, int | float):
@@ -237,7 +237,10 @@ def policy_not_moving(facts: RunFacts) -> Finding | None:
         f"KL {facts.kl:.3g}, clip fraction {number(facts.clip_fraction)} while the learning rate was above a tenth of "
         f"its peak, {number(facts.learning_rate_peak)}",
     )
-    to = _DEFAULT_LEARNING_RATE if rate < 0.1 * _DEFAULT_LEARNING_RATE else 10.0 * rate
+    before = max(
+        (r for run in facts.lineage() if isinstance(r := run.setting("learning_rate"), int | float)), default=rate
+    )
+    to = before if before > rate else _DEFAULT_LEARNING_RATE if rate < 0.1 * _DEFAULT_LEARNING_RATE else 10.0 * rate
     proposal = Proposal(
         _LR, facts.learning_rate_peak, to, _start(facts), "KL between 0.001 and 0.02 at the first evaluations",
         "KL above 0.03, or as before",

@@ -55,6 +55,13 @@ def has_learned(facts: RunFacts) -> bool | None:
     return last.mean - floor > max(STANDARD_ERRORS * error, 0.1 * abs(floor))
 
 
+def has_gained(facts: RunFacts) -> bool | None:
+    """Whether the last score lies above the one that the run began with; of a fresh run, whether it has learned."""
+    if facts.start is None or facts.last is None:
+        return has_learned(facts)
+    return facts.last.mean - facts.start.mean > STANDARD_ERRORS * standard_error(facts.start, facts.last)
+
+
 def is_improving(facts: RunFacts) -> bool:
     """Whether the last third of the evaluations lies above the third before, by two standard errors."""
     third = len(facts.scores) // 3
