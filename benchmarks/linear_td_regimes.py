@@ -30,7 +30,7 @@ from torch import Tensor
 
 from rlmods.algorithms import LinearTD
 from rlmods.data import RolloutDataModule
-from rlmods.data.rollouts import RolloutCollector
+from rlmods.data.rollout_collector import RolloutCollector
 from rlmods.envs.make import make_envs
 from rlmods.functional.linear_dynamics import critical_step, spectral_radius_of_update, td_matrix, td_vector
 from rlmods.functional.off_policy import effective_sample_size

@@ -15,7 +15,7 @@ from linear_td_faults.mutations import InvertedRatio, NoNormalisingConstant
 
 from rlmods.algorithms import LinearTD
 from rlmods.data import RolloutDataModule
-from rlmods.data.rollouts import RolloutCollector
+from rlmods.data.rollout_collector import RolloutCollector
 from rlmods.types import Rollout
 
 CASES = {case.id: case for case in [*FAULTS, *HEALTHY]}

@@ -186,8 +186,9 @@ class ConstantObservation(RolloutDataModule):
         """Break its step."""
         super().begin_fit(trainer)
         collector = self._fitting()
-        first, step = collector.observation, collector.environments.step
-        collector.environments.step = lambda action: step(action)._replace(  # type: ignore[method-assign]
+        (part,) = collector.environments.parts
+        first, finish = collector.observation, part.finish
+        part.finish = lambda: finish()._replace(  # type: ignore[method-assign]
             observation=first, next_observation=first
         )
 

@@ -17,6 +17,7 @@ from rlmods.data.fingerprint import fingerprint_of
 from rlmods.data.processes import gather_objects
 from rlmods.envs.environments import Environments
 from rlmods.envs.make import env_spec, make_envs
+from rlmods.envs.worker_envs import WorkerEnvironments
 from rlmods.types import EnvSpec, Observation, Policy
 
 # Streams of randomness that are derived from one seed.
@@ -26,8 +27,12 @@ TRAINING, REPLAY, VALIDATION, TEST = range(4)
 class _Collector(Protocol):
     """What collects, of this process."""
 
-    environments: Environments
     episodes: EpisodeStatistics
+
+    @property
+    def environments(self) -> Environments | WorkerEnvironments:
+        """Of the training."""
+        ...
 
     def state_dict(self) -> dict[str, Any]:
         """With `environments`, None where their state cannot be saved."""
@@ -271,7 +276,7 @@ class ExperienceDataModule(LightningDataModule):
                     f"{self.spec[part]} ({self.env_id}): type the --config that the checkpoint was trained with"
                 )
         for name, now in self._settings().items():
-            before = state["settings"][name]
+            before = state["settings"].get(name, now)  # absent where the setting is younger than the checkpoint
             if before != now:
                 raise ValueError(
                     f"got {name} = {now}, but the checkpoint was written with {name} = {before}, which a resume cannot "

@@ -33,14 +33,24 @@ def to_arrays(observation: Observation) -> ArrayObservation:
     return {key: tensor.numpy() for key, tensor in observation.items()}
 
 
-def stack_observations(observations: Sequence[ArrayObservation]) -> Observation:
-    """T observations `[N, *shape]` to `[T, N, *shape]`, a copy."""
-    first = observations[0]
+def stack_observations(*parts: Sequence[ArrayObservation]) -> Observation:
+    """T observations `[n, *shape]` of each part to `[T, N, *shape]`, the parts side by side, in one copy."""
+    first = parts[0][0]
     if isinstance(first, dict):
-        dicts = cast(Sequence[dict[str, Any]], observations)
-        return {key: _stack([observation[key] for observation in dicts]) for key in first}
-    return _stack(observations)
+        dicts = cast(Sequence[Sequence[dict[str, Any]]], parts)
+        return {key: stack_arrays(*([row[key] for row in part] for part in dicts)) for key in first}
+    return stack_arrays(*parts)
 
 
-def _stack(arrays: Sequence[Any]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))
+def stack_arrays(*parts: Sequence[Any]) -> Tensor:
+    """The same of arrays."""
+    if len(parts) == 1:
+        return torch.from_numpy(np.stack(parts[0]))
+    sizes = [len(part[0]) for part in parts]
+    first = parts[0][0]
+    stacked = np.empty((len(parts[0]), sum(sizes), *first.shape[1:]), first.dtype)
+    begin = 0
+    for part, size in zip(parts, sizes, strict=True):
+        np.stack(part, out=stacked[:, begin : begin + size])
+        begin += size
+    return torch.from_numpy(stacked)

@@ -1,33 +1,26 @@
 """Rollouts for algorithms that learn from what the current policy has just done: T steps of N environments, once."""
 
+import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from rlmods.data.episodes import EpisodeStatistics
 from rlmods.data.experience import TRAINING, ExperienceDataModule
-from rlmods.data.observations import map_observation, stack_observations, to_arrays, to_tensors
+from rlmods.data.observations import map_observation
 from rlmods.data.processes import sum_over_processes
-from rlmods.data.settings import check_settings
-from rlmods.envs.environments import Environments
+from rlmods.data.rollout_collector import RolloutCollector
+from rlmods.data.rollout_parts import AnyEnvironments
+from rlmods.data.settings import check_rollout_settings, check_settings
 from rlmods.envs.make import make_envs
-from rlmods.types import (
-    ArrayObservation,
-    DecidingPolicy,
-    Decision,
-    Decisions,
-    Observation,
-    Policy,
-    Rollout,
-    SeedsRollouts,
-    StepResult,
-)
+from rlmods.envs.worker_envs import WorkerEnvironments
+from rlmods.types import CollectionSeconds, Observation, Policy, Rollout
 
 _NEVER = 2**31 - 1  # steps; None would be Gymnasium's own limit where it registered one
 
@@ -48,7 +41,11 @@ class RolloutDataModule(ExperienceDataModule):
         eval_episodes: episodes of one evaluation.
         eval_every: environment steps between two evaluations, rounded down to whole iterations, at least one.
         env_kwargs: arguments of the environment.
-        vectorization: native where the environment has its own vector implementation, else sync or async.
+        vectorization: native where the environment has its own vector implementation, else sync or async; workers
+            shares the environments of the training out to processes. Those of an evaluation are then chosen by auto.
+        num_workers: processes of `workers`.
+        double_buffering: with `workers`, the policy decides for one half of the environments while the other half
+            steps. It changes the order of the policy's random numbers.
         resize: height and width to which pixels are reduced, next to the environment's step.
         frame_stack: frames of one observation; of a dict the image alone is stacked.
         seed: of the environments; None takes the seed that torch was given.
@@ -57,7 +54,7 @@ class RolloutDataModule(ExperienceDataModule):
         ValueError: where a setting is outside its range, or the environment does not exist.
     """
 
-    fixed_settings = ("num_envs", "gamma", "n_steps", "env_kwargs")
+    fixed_settings = ("num_envs", "gamma", "n_steps", "env_kwargs", "num_workers", "double_buffering")
 
     def __init__(
         self,
@@ -70,7 +67,9 @@ class RolloutDataModule(ExperienceDataModule):
         eval_episodes: int = 10,
         eval_every: int = 5_000,
         env_kwargs: dict[str, Any] | None = None,
-        vectorization: Literal["auto", "native", "sync", "async"] = "auto",
+        vectorization: Literal["auto", "native", "sync", "async", "workers"] = "auto",
+        num_workers: int | None = None,
+        double_buffering: bool = False,
         resize: tuple[int, int] | None = None,
         frame_stack: int = 1,
         seed: int | None = None,
@@ -84,24 +83,63 @@ class RolloutDataModule(ExperienceDataModule):
             eval_episodes=eval_episodes,
             eval_every=eval_every,
             env_kwargs=env_kwargs,
-            vectorization=vectorization,
+            vectorization="auto" if vectorization == "workers" else vectorization,
             resize=resize,
             frame_stack=frame_stack,
             seed=seed,
         )
         self.save_hyperparameters(logger=False)
         check_settings(self.hparams)
+        check_rollout_settings(self.hparams, self.spec.get("settings", {}).get("num_agents", 1))
         self.n_steps = n_steps
+        self.num_workers = num_workers
+        self.double_buffering = double_buffering
         self.collector: RolloutCollector | None = None
 
     def rollout_statistics(self) -> dict[str, float]:
         """Means over the last 100 training episodes of this process, by tag; empty before the first has ended."""
         return {} if self.collector is None else self.collector.episodes.means()
 
+    def collection_seconds(self) -> CollectionSeconds:
+        """Where the time of the last rollout of this process went."""
+        return self._fitting().seconds
+
     def begin_fit(self, trainer: Trainer) -> None:
         """Build the environments."""
-        environments = self.make_environments(self.num_envs, reward_dtype=np.float64)
+        if self.num_workers is None:
+            environments: AnyEnvironments = self.make_environments(self.num_envs, reward_dtype=np.float64)
+        else:
+            environments = self._worker_environments(self.num_workers)
         self.collector = RolloutCollector(environments, gamma=self.gamma, seed=self.stream_seed(TRAINING))
+
+    def _worker_environments(self, num_workers: int) -> WorkerEnvironments:
+        cores = os.cpu_count() or 1
+        if num_workers > cores:
+            rank_zero_warn(
+                f"got num_workers = {num_workers} on a machine of {cores} cores: they will wait for each other; type "
+                f"--data.init_args.num_workers {cores}"
+            )
+        num_groups = 2 if self.double_buffering else 1
+        rank_zero_info(
+            f"environments: {self.num_envs} = {num_workers} workers x {num_groups} groups x "
+            f"{self.num_envs // (num_workers * num_groups)}"
+        )
+        return WorkerEnvironments(
+            partial(
+                make_envs,
+                self.env_id,
+                env_kwargs=self.env_kwargs,
+                resize=self.resize,
+                frame_stack=self.frame_stack,
+                reward_dtype=np.float64,
+                borrow=True,
+            ),
+            self.spec,
+            self.num_envs,
+            num_workers,
+            double_buffering=self.double_buffering,
+            reward_dtype=np.float64,
+        )
 
     def iterate(self, trainer: Trainer) -> Rollout:
         """One rollout with the current policy."""
@@ -148,6 +186,10 @@ class RolloutDataModule(ExperienceDataModule):
         if self.collector is not None:
             self.collector.close()
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Close the environments; Lightning does not tear down after an exception."""
+        self.end_fit()
+
     def process_state(self) -> dict[str, Any] | None:
         """The environments and the running episodes of this process."""
         return None if self.collector is None else {"collector": self.collector.state_dict(), "files": {}}
@@ -160,167 +202,10 @@ class RolloutDataModule(ExperienceDataModule):
                 f"{self._env_steps}, and the run goes on with new ones"
             )
 
-    def _fitting(self) -> "RolloutCollector":
+    def _fitting(self) -> RolloutCollector:
         if self.collector is None:
             raise RuntimeError("there is no collector yet: it is built when trainer.fit(model, datamodule=data) begins")
         return self.collector
-
-
-class RolloutCollector:
-    """Owns the training environments, the current observation and the count of environment steps of this process.
-
-    Args:
-        environments: already built; reset here.
-        gamma: discount of one step.
-        seed: of the environments.
-
-    Attributes:
-        state: of a policy that decides, before the next step, `[N, S]`; None before the first one.
-    """
-
-    def __init__(self, environments: Environments, *, gamma: float, seed: int) -> None:
-        self.environments = environments
-        self.gamma = gamma
-        self.seed = seed
-        self.env_steps = 0
-        self.state: Tensor | None = None
-        self.rewards = environments.defer_rewards()
-        self.observation = environments.reset(seed)
-        self.episodes = EpisodeStatistics(environments.num_envs)
-        self._closed = False
-        self._last_state: dict[str, Any] | None = None
-
-    def collect(self, policy: Policy, num_steps: int, *, num_processes: int, device: torch.device) -> Rollout:
-        """T steps of all N environments.
-
-        A policy that seeds its rollouts resets the environments before.
-
-        Args:
-            policy: chooses the actions.
-            num_steps: T.
-            num_processes: multiplies the clock that the policy is given.
-            device: of the policy and of the rollout.
-
-        Returns:
-            Fields `[T, N, …]`; `env_steps` is that of this process, `progress` 0.
-        """
-        if isinstance(policy, SeedsRollouts):
-            seeds = policy.begin_rollout(self.environments.num_envs, num_steps)
-            if seeds is not None:
-                self.observation = self.environments.reset(seeds)
-                self.episodes.abandon()
-        observations: list[ArrayObservation] = []
-        actions: list[Tensor] = []
-        decisions: list[Decision] = []
-        states: list[Tensor] = []
-        results: list[StepResult] = []
-        deciding = policy if isinstance(policy, DecidingPolicy) else None
-        with torch.inference_mode():
-            for _ in range(num_steps):
-                observation = to_tensors(self.observation, device)
-                if deciding is None:
-                    actions.append(policy.act(observation, env_steps=self.env_steps * num_processes))
-                else:
-                    if self.state is None:
-                        self.state = deciding.initial_state(self.environments.num_envs)
-                    states.append(self.state)
-                    decisions.append(deciding.decide(observation, self.state))
-                    actions.append(decisions[-1].action)
-                result = self.environments.step(actions[-1].cpu().numpy())
-                observations.append(self.observation)
-                results.append(result)
-                self.observation = result.observation
-                self.env_steps += int(np.count_nonzero(result.valid))
-                if deciding is not None:
-                    self.state = continued_state(decisions[-1].state, result)
-        if self.rewards is not None:
-            results = self._with_rewards(observations, actions, results)
-        self.episodes.count(results)
-        rollout = self._rollout(observations, actions, results, device)
-        return rollout if deciding is None else rollout._replace(decisions=_stack_decisions(decisions, states))
-
-    def _with_rewards(
-        self, observations: list[ArrayObservation], actions: list[Tensor], results: list[StepResult]
-    ) -> list[StepResult]:
-        assert self.rewards is not None  # noqa: S101, the caller has looked
-        flat = self.rewards(np.concatenate(observations), torch.cat(actions).cpu().numpy())  # type: ignore[arg-type]
-        rewards = flat.reshape(len(results), -1)
-        return [result._replace(reward=reward) for result, reward in zip(results, rewards, strict=True)]
-
-    def _rollout(
-        self,
-        observations: list[ArrayObservation],
-        actions: list[Tensor],
-        results: list[StepResult],
-        device: torch.device,
-    ) -> Rollout:
-        def stack(name: str) -> Tensor:
-            return torch.from_numpy(np.stack([getattr(result, name) for result in results])).to(device)
-
-        def move(column: Tensor) -> Tensor:
-            return column.to(device)
-
-        reward, terminated = stack("reward"), stack("terminated")
-        return Rollout(
-            observation=map_observation(move, stack_observations(observations)),
-            action=torch.stack(actions),
-            reward=reward,
-            discount=self.gamma * (~terminated).to(reward.dtype),
-            next_observation=map_observation(move, stack_observations([result.next_observation for result in results])),
-            terminated=terminated,
-            truncated=stack("truncated"),
-            valid=stack("valid"),
-            env_steps=self.env_steps,
-            progress=0.0,
-        )
-
-    def close(self) -> None:
-        """Close the environments; their last state can still be saved."""
-        self._last_state = self.environments.state_dict()
-        self._closed = True
-        self.environments.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resume needs; `environments` is None where they cannot be saved."""
-        return {
-            "env_steps": self.env_steps,
-            "environments": self._last_state if self._closed else self.environments.state_dict(),
-            "observation": to_tensors(self.observation, torch.device("cpu")),
-            "episodes": self.episodes.state_dict(),
-            "state": self.state,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Restore; whether the environments could be. If not, they start new episodes."""
-        self.env_steps = state["env_steps"]
-        self.episodes.load_state_dict(state["episodes"])
-        if state["environments"] is None:
-            # Folded with the clock: the seed alone would play the run's first episodes again.
-            sequence = np.random.SeedSequence([self.seed, self.env_steps])
-            self.observation = self.environments.reset(int(sequence.generate_state(1)[0]))
-            self.episodes.abandon()
-            return False
-        self.environments.load_state_dict(state["environments"])
-        self.observation = to_arrays(state["observation"])
-        self.state = state["state"]
-        return True
-
-
-def continued_state(state: Tensor, result: StepResult) -> Tensor:
-    """The recurrent state `[N, S]` before the next step: zeros where that begins an episode."""
-    if not state.shape[1]:
-        return state
-    begins = result.terminated | result.truncated | ~result.valid
-    return state * torch.from_numpy(~begins).to(state).unsqueeze(1)
-
-
-def _stack_decisions(decisions: list[Decision], states: list[Tensor]) -> Decisions:
-    return Decisions(
-        sample=torch.stack([decision.sample for decision in decisions]),
-        log_prob=torch.stack([decision.log_prob for decision in decisions]),
-        state=torch.stack(states),
-        next_state=torch.stack([decision.state for decision in decisions]),
-    )
 
 
 class _SideBySide:

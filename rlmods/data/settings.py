@@ -47,6 +47,56 @@ def check_replay_settings(settings: Mapping[str, Any]) -> None:
         )
 
 
+def check_rollout_settings(settings: Mapping[str, Any], num_agents: int) -> None:
+    """The same, of a data module that collects rollouts.
+
+    Args:
+        settings: of the data module.
+        num_agents: agents of a swarm, which only one worker can step.
+    """
+    rollout = settings["num_envs"] * settings["n_steps"]
+    if settings["total_env_steps"] < rollout:
+        _refuse(
+            f"total_env_steps = {settings['total_env_steps']} with num_envs = {settings['num_envs']} and "
+            f"n_steps = {settings['n_steps']}",
+            "at least one rollout, num_envs x n_steps",
+            f"total_env_steps {rollout} or more, or a smaller n_steps",
+        )
+    _check_workers(settings, num_agents)
+
+
+def _check_workers(settings: Mapping[str, Any], num_agents: int) -> None:
+    num_envs, num_workers = settings["num_envs"], settings["num_workers"]
+    if settings["vectorization"] != "workers":
+        for name in ("num_workers", "double_buffering"):
+            if settings[name]:
+                _refuse(
+                    f"{name} = {settings[name]} with vectorization = {settings['vectorization']}",
+                    "worker processes, which alone have it",
+                    f"vectorization workers, or leave {name} out",
+                )
+        return
+    if num_workers is None or num_workers < 1:
+        _refuse(f'num_workers = {num_workers} with vectorization = "workers"', "at least 1", "num_workers 1")
+    groups = 2 if settings["double_buffering"] else 1
+    unit = num_workers * groups * num_agents
+    if num_envs % unit:
+        factors = f"{num_workers} workers" + (" x 2 groups" if groups == 2 else "")
+        factors += f" x {num_agents} agents of a swarm" if num_agents > 1 else ""
+        below, above = num_envs // unit * unit, -(-num_envs // unit) * unit
+        mends = [f"num_envs {above}" if below == 0 else f"num_envs {below} or {above}"]
+        if num_envs % (groups * num_agents) == 0:  # else no number of workers mends it
+            mends.append(f"num_workers {_largest_divisor(num_envs // (groups * num_agents), num_workers)}")
+        if groups == 2 and num_envs % (num_workers * num_agents) == 0:
+            mends.append("double_buffering false")
+        _refuse(f"num_envs = {num_envs} with {factors}", f"a multiple of {unit}", ", or ".join(mends))
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """Of a number, not above a limit."""
+    return next(divisor for divisor in range(min(limit, number), 0, -1) if number % divisor == 0)
+
+
 def _check_counts(settings: Mapping[str, Any], names: tuple[str, ...]) -> None:
     for name in names:
         if settings[name] < 1:

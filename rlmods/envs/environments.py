@@ -26,9 +26,20 @@ class Environments:
     """
 
     def __init__(
-        self, vector_env: AnyVectorEnv, spec: EnvSpec, *, reward_dtype: type[np.floating[Any]] = np.float32
+        self,
+        vector_env: AnyVectorEnv,
+        spec: EnvSpec,
+        *,
+        reward_dtype: type[np.floating[Any]] = np.float32,
+        borrow: bool = False,
     ) -> None:
         """Take over a vector environment, which `close` will close.
+
+        Args:
+            vector_env: N environments.
+            spec: of one of them.
+            reward_dtype: of the rewards.
+            borrow: whether the observations of a step may be the environment's own memory, valid until the next one.
 
         Raises:
             ValueError: The vector environment does not say how it resets.
@@ -53,6 +64,12 @@ class Environments:
         self._no_events = dict.fromkeys(EVENTS, nothing)
         self._no_rates: dict[str, npt.NDArray[np.float32]] = {}
         self._valid = self._all_valid
+        self._borrows = borrow and self.autoreset_mode is not AutoresetMode.DISABLED
+
+    @property
+    def parts(self) -> "list[Environments]":
+        """What is stepped apart: here all at once."""
+        return [self]
 
     def reset(self, seed: int | list[int]) -> ArrayObservation:
         """Begin new episodes in all environments.
@@ -66,6 +83,23 @@ class Environments:
         self._valid = self._all_valid
         observation, _ = self._vector_env.reset(seed=seed)  # type: ignore[arg-type]  # Gymnasium's take a list too
         return _copy(observation)
+
+    def reset_share(self, seed: int, first: int) -> ArrayObservation:
+        """Begin new episodes in environments that are the `first` and following ones of more, whose seed this is.
+
+        One after the other (sync), they do what they would do among all.
+        """
+        if isinstance(self._vector_env, SyncVectorEnv):
+            return self.reset(list(range(seed + first, seed + first + self.num_envs)))
+        return self.reset(int(np.random.SeedSequence([seed, first]).generate_state(1)[0]))
+
+    def start(self, action: npt.NDArray[Any]) -> None:
+        """Keep the actions; `finish` steps."""
+        self._action = action
+
+    def finish(self) -> StepResult:
+        """The step that was started."""
+        return self.step(self._action)
 
     def step(self, action: npt.NDArray[Any]) -> StepResult:
         """Step all environments.
@@ -84,7 +118,7 @@ class Environments:
         observation, reward, terminated, truncated, infos = self._vector_env.step(
             np.asarray(action, self._action_dtype).reshape(self._action_shape)
         )
-        observation = successor = _copy(observation)
+        observation = successor = observation if self._borrows else _copy(observation)
         terminated = np.array(terminated, np.bool_)
         truncated = np.greater(truncated, terminated)  # truncated and not terminated
         valid, events, rates = self._valid, self._no_events, self._no_rates

@@ -35,6 +35,7 @@ def make_envs(
     grayscale: bool = True,
     frame_stack: int = 1,
     reward_dtype: type[np.floating[Any]] = np.float32,
+    borrow: bool = False,
 ) -> Environments:
     """Make N environments that step together.
 
@@ -49,6 +50,7 @@ def make_envs(
         grayscale: Whether `resize` makes the image gray.
         frame_stack: Number of last images to stack as channels.
         reward_dtype: Of the rewards. Replay is single precision.
+        borrow: Whether the observations of a step are read before the next one, and need not be copied.
 
     Raises:
         ValueError: An argument does not fit, or the environment is not known, not installed or not supported.
@@ -66,7 +68,7 @@ def make_envs(
             vector_env = _vectorize(make, num_envs, is_async=vectorization == "async")
     try:
         spec = _describe_vector(env_id, vector_env, frame_stack)
-        return Environments(vector_env, spec, reward_dtype=reward_dtype)
+        return Environments(vector_env, spec, reward_dtype=reward_dtype, borrow=borrow)
     except ValueError:
         vector_env.close()
         raise

@@ -14,7 +14,7 @@ from torch.distributions import Normal
 from rlmods.algorithms import LinearTD
 from rlmods.algorithms.linear_td import Samples
 from rlmods.data import RolloutDataModule
-from rlmods.data.rollouts import RolloutCollector
+from rlmods.data.rollout_collector import RolloutCollector
 from rlmods.functional.linear_dynamics import td_matrix
 from rlmods.types import OffPolicyLinear, Policy, Rollout, SeedsRollouts
 

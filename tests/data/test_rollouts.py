@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from rlmods.data import RolloutDataModule
-from rlmods.data.rollouts import RolloutCollector
+from rlmods.data.rollout_collector import RolloutCollector
 from rlmods.envs.make import make_envs
 from rlmods.types import ExperienceSource, Observation, Rollout, RolloutSource
 
