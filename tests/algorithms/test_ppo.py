@@ -248,8 +248,12 @@ def test_muon_on_log_sigma_drifts_at_a_speed_that_no_gradient_sets() -> None:
         log_std.grad = torch.full((1, 4), -scale)
         muon.step()  # type: ignore[no-untyped-call]
         steps.append(log_std.detach().clone())
-    torch.testing.assert_close(steps[0], steps[1], rtol=0.05, atol=0.0)
-    assert 0.6 < float(torch.linalg.vector_norm(steps[1])) / 0.01 < 1.3
+    torch.testing.assert_close(steps[0], steps[1], rtol=0.02, atol=0.0)
+    norm = 1.0
+    for _ in range(5):
+        norm = 3.4445 * norm - 4.7750 * norm**3 + 2.0315 * norm**5
+    assert norm == pytest.approx(0.6964, abs=1e-4)
+    assert float(torch.linalg.vector_norm(steps[1])) / 0.01 == pytest.approx(norm, rel=0.02)  # torch works in bfloat16
 
 
 @pytest.mark.parametrize(
