@@ -39,4 +39,4 @@ class PointMass(gym.Env[Array, Array]):
         return self.position.astype(np.float32), -distance, False, False, info
 
 
-gym.register("rlmods-chain/PointMass-v0", entry_point=PointMass, max_episode_steps=40)
+gym.register("rlmods-chain/PointMass-v0", entry_point=f"{__name__}:PointMass", max_episode_steps=40)

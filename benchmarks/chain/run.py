@@ -18,12 +18,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-import benchmarks.chain.point_mass  # noqa: F401, registers the environment
-from benchmarks.chain.cases import CASES, CONFIGS, Case
 from rlmods.cli import run as run_cli
 from rlmods.reports.decision import Decision, decide
 from rlmods.reports.facts import read_facts
 from rlmods.resume import RUNS
+
+from . import point_mass as point_mass  # registers the environment
+from .cases import CASES, CONFIGS, Case
 
 
 class Terminate(Callback):
@@ -128,9 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| run | label | said | observed besides | right |\n| --- | --- | --- | --- | --- |")
     for row in rows:
         change = f"{row['rule']}: {row['knob']} {row['effective']} -> {row['to']}" if row["knob"] else row["rule"]
-        print(
-            f"| {row['case']} | {row['label']} | {change} | {', '.join(row['observed'])} | {'yes' if row['right'] else 'NO'} |"
-        )
+        besides, right = ", ".join(row["observed"]), "yes" if row["right"] else "NO"
+        print(f"| {row['case']} | {row['label']} | {change} | {besides} | {right} |")
     print(f"\n{sum(row['right'] for row in rows)} of {len(rows)} right")
 
 

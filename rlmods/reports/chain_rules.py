@@ -18,6 +18,7 @@ _ENDED = 0.1  # of the peak: below it a learning rate moves nothing
 _STILL_KL, _STILL_CLIP = 3e-4, 0.01
 _LARGE_KL, _LARGE_CLIP = 0.03, 0.35
 _WIDE_STD = 3.0  # times half the action range: more than a quarter of the draws lie beyond either end
+_LARGEST_EXPONENT = 700.0  # of a number that is finite
 _UNIFORM = 0.97  # of the entropy of a uniform policy
 _DEFAULT_LEARNING_RATE = 3e-4
 _LR, _ENT = "model.init_args.learning_rate", "model.init_args.ent_coef"
@@ -164,7 +165,8 @@ def _std_of(facts: RunFacts) -> float | None:
     """σ of a Gaussian with this entropy, the same in each dimension."""
     if facts.entropy is None or not facts.dimensions:
         return None
-    return math.exp(facts.entropy / facts.dimensions - 0.5 * math.log(2.0 * math.pi * math.e))
+    log_std = facts.entropy / facts.dimensions - 0.5 * math.log(2.0 * math.pi * math.e)
+    return math.exp(log_std) if log_std < _LARGEST_EXPONENT else math.inf
 
 
 def _of_width(facts: RunFacts) -> Proposal | None:
