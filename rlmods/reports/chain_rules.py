@@ -16,6 +16,8 @@ from rlmods.reports.summary import number
 _FEWEST_EPISODES = 5
 _ENDED = 0.1  # of the peak: below it a learning rate moves nothing
 _STILL_KL, _STILL_CLIP = 3e-4, 0.01
+_NO_KL = 1e-6  # rounding
+_FEW_EPOCHS, _TIGHT_TARGET = 1.5, 1e-3
 _LARGE_KL, _LARGE_CLIP = 0.03, 0.35
 _WIDE_STD = 3.0  # times half the action range: more than a quarter of the draws lie beyond either end
 _LARGEST_EXPONENT = 700.0  # of a number that is finite
@@ -213,11 +215,11 @@ def clip_range_too_small(facts: RunFacts) -> Finding | None:
 
 
 def target_kl_ends_epochs(facts: RunFacts) -> Finding | None:
-    """`target_kl` ends the epochs at once, and nothing is learned."""
+    """`target_kl` is so small that it ends the first epoch of nearly every rollout."""
     target, planned = facts.setting("target_kl"), facts.setting("n_epochs")
     if not isinstance(target, int | float) or not isinstance(planned, int) or facts.epochs is None or planned < 2:
         return None
-    if facts.epochs > 0.3 * planned or target >= 0.005 or has_learned(facts):
+    if facts.epochs > _FEW_EPOCHS or target >= _TIGHT_TARGET:
         return None
     evidence = (f"{facts.epochs:.3g} of {planned} epochs, target_kl {target:g}, KL {number(facts.kl)}",)
     expected, stop = (
@@ -230,7 +232,9 @@ def target_kl_ends_epochs(facts: RunFacts) -> Finding | None:
 
 def policy_not_moving(facts: RunFacts) -> Finding | None:
     """B3. KL and clip fraction were small while the learning rate was not, and nothing was gained."""
-    if facts.kl is None or facts.kl > _STILL_KL or (facts.clip_fraction or 0.0) > _STILL_CLIP or has_gained(facts):
+    if facts.kl is None or facts.kl > _STILL_KL or (facts.clip_fraction or 0.0) > _STILL_CLIP:
+        return None
+    if facts.kl > _NO_KL and has_gained(facts):
         return None
     rate = facts.setting("learning_rate")
     if not isinstance(rate, int | float):

@@ -50,6 +50,9 @@ class RunFacts:
         continued: "fresh", "full" or "weights".
         parent: the run that it continues.
         baseline: return of an untrained policy.
+        training: mean return of the last training episodes, with the policy that explores and learns; evaluations play
+            the likeliest action, and may hide for long what becomes of it.
+        training_max: the highest that it was.
         entropy: at the end, in nats; of continuous actions in units of half their range.
         uniform_entropy: of a policy that draws from the whole box.
         kl: mean over the iterations in which the learning rate was above a tenth of its peak.
@@ -67,6 +70,8 @@ class RunFacts:
     continued: str = "fresh"
     parent: "RunFacts | None" = None
     baseline: float | None = None
+    training: float | None = None
+    training_max: float | None = None
     env_steps: int = 0
     env_steps_at_start: int = 0
     complete: bool | None = True
@@ -166,6 +171,8 @@ def _measured(summary: Mapping[str, Any]) -> dict[str, Any]:
 
     entropy = policy["entropy"] or {}
     return {
+        "training": of("rollout/ep_rew_mean", "last"),
+        "training_max": of("rollout/ep_rew_mean", "max"),
         "updates": of("train/n_updates", "last"),
         "action": policy["action"],
         "dimensions": policy["dimensions"],

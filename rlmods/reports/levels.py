@@ -35,19 +35,46 @@ def learned(facts: RunFacts, score: Score) -> float:
 def has_fallen(facts: RunFacts, level: Score, scores: Sequence[Score]) -> bool:
     """Whether the last two scores (the last one, if there are no more) lie far below a level.
 
-    Far is more than three standard errors of the difference, and more than 30 % of what was learned.
+    Far is more than three standard errors of the difference, and more than 30 % of what was learned. Evaluations play
+    the likeliest action, and their return jumps where that of the training rises: while it does, nothing has fallen.
     """
     recent = list(scores[-2:])
     gain = learned(facts, level)
-    return bool(recent) and all(
-        level.mean - score.mean > max(STANDARD_ERRORS * standard_error(level, score), SHARE * max(gain, 0.0))
-        for score in recent
+    return (
+        bool(recent)
+        and not is_rising(facts)
+        and all(
+            level.mean - score.mean > max(STANDARD_ERRORS * standard_error(level, score), SHARE * max(gain, 0.0))
+            for score in recent
+        )
     )
 
 
+def training_has_fallen(facts: RunFacts, run: RunFacts) -> bool:
+    """Whether the return of the training lies below that of another run by more than 30 % of what that had learned."""
+    untrained = facts.untrained()
+    if facts.training is None or run.training is None or untrained is None:
+        return False
+    return run.training - facts.training > SHARE * max(run.training - untrained, 0.0) > 0.0
+
+
+def is_rising(facts: RunFacts) -> bool:
+    """Whether the return of the training ended within a tenth of its highest, above an untrained policy's."""
+    untrained = facts.untrained()
+    if facts.training is None or facts.training_max is None or untrained is None:
+        return False
+    gain = facts.training_max - untrained
+    return gain > 0.0 and facts.training_max - facts.training < 0.1 * gain and bool(has_learned(facts))
+
+
 def has_learned(facts: RunFacts) -> bool | None:
-    """Whether the last score lies above an untrained policy, or above the one that the run began with."""
+    """Whether the training return lies above an untrained policy's by a fifth of it; else whether the evaluation does.
+
+    None where neither is known.
+    """
     last, untrained = facts.last, facts.untrained()
+    if facts.training is not None and untrained is not None:
+        return facts.training - untrained > 0.2 * abs(untrained)
     if last is None or (untrained is None and facts.start is None):
         return None
     error = last.standard_error or 0.0

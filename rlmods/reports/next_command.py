@@ -71,7 +71,7 @@ def _readings(facts: RunFacts) -> list[str]:
         if score is not None:
             error, steps = number(score.standard_error), score.env_steps
             lines.append(f"  {name}: {score.mean:.4g}, standard error {error}, {score.episodes} episodes, step {steps}")
-    lines.append(f"  untrained policy: {number(facts.untrained())}")
+    lines.append(f"  training episodes: {number(facts.training)}, untrained policy: {number(facts.untrained())}")
     if facts.learning_rate_peak is not None:
         lines.append(
             f"  KL {number(facts.kl)}, clip fraction {number(facts.clip_fraction)} while the learning rate was above a "

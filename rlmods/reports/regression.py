@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rlmods.reports.facts import RunFacts, Score
-from rlmods.reports.levels import has_fallen, reference, standard_error
+from rlmods.reports.levels import has_fallen, reference, standard_error, training_has_fallen
 from rlmods.reports.proposal import Finding, Proposal
 from rlmods.reports.summary import number
 
@@ -45,19 +45,21 @@ def regressed(facts: RunFacts) -> Finding | None:
     """F5 on a chain. A warm-started run lies far below the best of its ancestors: the last change goes back.
 
     Far is more than three standard errors and 30 % of what was learned, in the last two evaluations where there are
-    two. One change goes back: the entropy coefficient where it rose and the entropy with it, else a step size where the
-    policy moved too far, else the one that differs most.
+    two; or the return of the training lies as far below. One change goes back: the entropy coefficient where it rose
+    and the entropy with it, else a step size where the policy moved too far, else the one that differs most.
     """
     found = reference(facts)
-    if found is None or not has_fallen(facts, found[0], facts.scores):
+    if found is None:
         return None
     best, run = found
+    if not has_fallen(facts, best, facts.scores) and not training_has_fallen(facts, run):
+        return None
     last = facts.last
     if last is None:
         return None
     differences = changed_settings(facts.settings, run.settings)
     culprit = choose(facts, run, differences)
-    evidence = _evidence(facts, best, last, differences)
+    evidence = _evidence(facts, run, best, last, differences)
     expected = f"the first evaluation is {best.mean:.4g} as the checkpoint's, and no later one falls far below it"
     stop = f"two evaluations in a row more than 30 % below {best.mean:.4g}"
     if culprit is None:
@@ -106,11 +108,16 @@ def _has_widened(facts: RunFacts, best: RunFacts) -> bool:
     return not before or any(facts.entropy > value + _WIDER for value in before)
 
 
-def _evidence(facts: RunFacts, best: Score, last: Score, differences: list[Difference]) -> tuple[str, ...]:
+def _evidence(
+    facts: RunFacts, run: RunFacts, best: Score, last: Score, differences: list[Difference]
+) -> tuple[str, ...]:
     lines = [
         f"{last.mean:.4g} after {best.mean:.4g}, standard error of the difference {number(standard_error(best, last))}",
         f"untrained policy {number(facts.untrained())}",
     ]
+    if facts.training is not None:
+        before = number(run.training)
+        lines.append(f"training episodes {facts.training:.4g}, those of the better run {before} at its end")
     if facts.start is not None:
         lines.append(f"the run began with {facts.start.mean:.4g}: the warm start itself was sound")
     lines += [f"{d.knob}: {d.before} before, {d.now} now" for d in differences]

@@ -158,6 +158,23 @@ def test_of_two_evaluations_one_that_is_down_is_noise() -> None:
     assert rule_and_knob(decide(child_of(parent, 100.0, 20.0, 20.0, settings={ENT: 0.1}))) == ("regressed", ENT, 0.0)
 
 
+def test_the_return_of_the_training_is_a_second_witness() -> None:
+    # The likeliest action is as good as ever, and the policy that explores, and learns, is that of the beginning.
+    parent = healthy(training=80.0, training_max=80.0)
+    lost = child_of(parent, 100.0, 100.0, training=25.0, training_max=80.0, entropy=3.0, settings={ENT: 1.0})
+    assert rule_and_knob(decide(lost)) == ("regressed", ENT, 0.0)
+    alone = replace(lost, parent=None, start=None, best=lost.scores[0], baseline=20.0)
+    assert rule_and_knob(decide(alone))[0] == "keep"
+    # The evaluation jumps while the training rises: that is no fall.
+    means = (20.0, 100.0, 99.0, 50.0, 40.0)
+    assert rule_and_knob(decide(healthy(scores=scores(*means), training=60.0, training_max=60.0)))[0] == "keep"
+    fallen = healthy(scores=scores(*means), training=30.0, training_max=60.0)
+    assert rule_and_knob(decide(fallen))[0] == "collapsed_within_run"
+    # A lucky likeliest action is nothing learned.
+    lucky = healthy(training=21.0, training_max=22.0, entropy=1.38, settings={ENT: 5.0})
+    assert rule_and_knob(decide(lucky)) == ("entropy_at_uniform", ENT, 0.0)
+
+
 def test_which_change_goes_back() -> None:
     parent = healthy()
     both = {LR: 1e-2, "model.init_args.n_epochs": 12}
