@@ -14,12 +14,14 @@ class PointMass(gym.Env[Array, Array]):
 
     Args:
         counts: report as `success_rate` in how many steps the point was within 0.2, which is a count and no rate.
+        effort: what a full push costs, so that corners of the action box do.
     """
 
-    def __init__(self, *, counts: bool = False) -> None:
+    def __init__(self, *, counts: bool = False, effort: float = 0.0) -> None:
         self.observation_space = gym.spaces.Box(-3.0, 3.0, (2,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.counts = counts
+        self.effort = effort
         self.position = np.zeros(2)
         self.steps_inside = 0
 
@@ -36,7 +38,8 @@ class PointMass(gym.Env[Array, Array]):
         distance = float(np.linalg.norm(self.position))
         self.steps_inside += distance < 0.2
         info = {"success_rate": float(self.steps_inside)} if self.counts else {}
-        return self.position.astype(np.float32), -distance, False, False, info
+        cost = self.effort * float(np.square(np.clip(action, -1.0, 1.0)).mean())
+        return self.position.astype(np.float32), -distance - cost, False, False, info
 
 
 gym.register("rlmods-chain/PointMass-v0", entry_point=f"{__name__}:PointMass", max_episode_steps=40)
