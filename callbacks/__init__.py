@@ -3,8 +3,10 @@
 if __name__ != "rlmods.callbacks":
     raise ImportError(f"imported as {__name__!r}; type: import rlmods.callbacks")
 
+from rlmods.callbacks.advantage_guard import AdvantageGuard
 from rlmods.callbacks.curves import Curves
 from rlmods.callbacks.distribution_probe import DistributionProbe
+from rlmods.callbacks.entropy_guard import EntropyGuard
 from rlmods.callbacks.eval_early_stopping import EvalEarlyStopping
 from rlmods.callbacks.fixed_point_probe import FixedPointProbe
 from rlmods.callbacks.global_rng import GlobalRNG
@@ -17,6 +19,7 @@ from rlmods.callbacks.learning_curves import LearningCurves
 from rlmods.callbacks.liveness_guard import LivenessGuard
 from rlmods.callbacks.metric_range_guard import MetricRangeGuard
 from rlmods.callbacks.non_finite_guard import NonFiniteGuard
+from rlmods.callbacks.policy_update_guard import PolicyUpdateGuard
 from rlmods.callbacks.policy_value_gap_guard import PolicyValueGapGuard
 from rlmods.callbacks.probe import Probe
 from rlmods.callbacks.progress import EnvStepsProgressBar
@@ -32,8 +35,10 @@ from rlmods.callbacks.td_error_kernel_probe import TDErrorKernelProbe
 from rlmods.callbacks.value_bound_guard import ValueBoundGuard
 
 __all__ = [
+    "AdvantageGuard",
     "Curves",
     "DistributionProbe",
+    "EntropyGuard",
     "EnvStepsProgressBar",
     "EvalEarlyStopping",
     "FixedPointProbe",
@@ -47,6 +52,7 @@ __all__ = [
     "LivenessGuard",
     "MetricRangeGuard",
     "NonFiniteGuard",
+    "PolicyUpdateGuard",
     "PolicyValueGapGuard",
     "Probe",
     "RatioGuard",

@@ -7,10 +7,13 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from rlmods.callbacks.detectors import Severity, Verdict
 from rlmods.callbacks.safeguard import Mode, Safeguard, clock, effective_learning_rates
 from rlmods.callbacks.snapshots import Snapshot, fold_rng, restore_snapshot, scale_learning_rates, take_snapshot
+from rlmods.types import Rollout
 
 # What damages the weights. A wrong metric, a skipped update or a wrong setting is not cured by older weights.
 _CAUSES = (
@@ -160,6 +163,7 @@ class Rollback(Safeguard):
         )
         self._has_newer_snapshot = True  # than the last rollback
         self._not_lowered_from: dict[str, float] = {}  # learning rates that the next iteration must stay below
+        self._discarding: list[RemovableHandle] = []  # hooks that leave out the updates of this iteration
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work."""
@@ -197,7 +201,11 @@ class Rollback(Safeguard):
         self.budget.iterations += 1
         alarms = self._new_alarms()
         if alarms:
+            rollbacks = self.budget.rollbacks
             self._answer(trainer, pl_module, alarms)
+            # The policy that has played it is gone, and what is learned from it counts on its being the same.
+            if isinstance(batch, Rollout) and self.budget.rollbacks > rollbacks:
+                self._discarding = [each.register_step_pre_hook(_drop_gradients) for each in trainer.optimizers]
             return
         is_due = not self._evaluates and self.budget.iterations % self.snapshot_every_n_iterations == 0
         if self._is_candidate or is_due:
@@ -296,10 +304,18 @@ class Rollback(Safeguard):
         self.act(trainer, message, evidence | clocks | rates)
         self._draw(trainer)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Automatic optimisation makes its gradients after the hook that leaves out an update."""
+        if self._discarding:
+            _drop_gradients(optimizer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the first iteration since a rollback, read the learning rates back."""
+        for handle in self._discarding:
+            handle.remove()
+        self._discarding = []
         if not self._not_lowered_from:
             return
         now = effective_learning_rates(trainer)
@@ -356,3 +372,9 @@ class Rollback(Safeguard):
         self._heard = dict(state_dict["heard"])
         self._is_candidate = state_dict["is_candidate"]
         self._has_newer_snapshot = state_dict["has_newer_snapshot"]
+
+
+def _drop_gradients(optimizer: Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None

@@ -16,7 +16,7 @@ from rlmods.callbacks.target_probe import probe_targets
 from rlmods.callbacks.transitions import num_action_dimensions, transition_of
 from rlmods.callbacks.value_detector import Gap, ValueDetector, ValueWindow
 from rlmods.functional.value_bounds import ValueInterval, explained_variance
-from rlmods.types import ExperienceSource, Observation, ReplayBatch, Transition
+from rlmods.types import ExperienceSource, Observation, ReplayBatch, Rollout, Transition
 
 # Windows between two probes of the module's td_target, which cost two more of them.
 _PROBE_EVERY = 64
@@ -38,7 +38,8 @@ _MEANS = (
 class ValueBoundGuard(Safeguard):
     """Watches that Q and its targets can be values, and that Q expects what really comes.
 
-    Needs the signals `q_value` and `td_target` (uses `td_error`), and batches with transitions, or `low` and `high`.
+    Needs the signals `q_value` and `td_target` (uses `td_error`), or `value` and `value_target`, and batches with
+    transitions, or `low` and `high`.
     Identities, exact in every run: a terminated transition's target is its reward; discounts lie below 1; the error
     that is fed back is target − value; targets carry no graph; half the discount adds half the bootstrap value (a probe
     of `td_target(transition)`, where the module has that method); episodes that end are stored as ended. Bounds: no
@@ -117,6 +118,8 @@ class ValueBoundGuard(Safeguard):
     ) -> None:
         """At the end of a window, measure."""
         has_outputs = isinstance(outputs, Mapping) and len(outputs) > 0
+        if has_outputs:
+            outputs = with_action_values(outputs)
         if has_outputs and not self._checked:
             require_signals(self, outputs, ["q_value", "td_target"])
             self._checked = True
@@ -181,7 +184,10 @@ class ValueBoundGuard(Safeguard):
             measured["target_outside"] = ((target < low) | (target > high)).float().mean()
         transition = getattr(batch, "transition", batch)
         if all(hasattr(transition, name) for name in Transition._fields) and transition.reward.shape == target.shape:
-            measured |= _of_transitions(transition, target)
+            measured |= _of_transitions(transition)
+            measured["terminal_error"] = (target - transition.reward).abs().where(transition.terminated, 0.0).amax()
+        elif isinstance(batch, Rollout):
+            measured |= _of_transitions(_counted(batch))
         # At 1, 2, 4, … too: of a network that begins at zero the first probe sees nothing.
         if self._windows % _PROBE_EVERY == 0 or self._windows.bit_count() == 1:
             measured |= probe_targets(pl_module, batch)
@@ -260,13 +266,38 @@ class ValueBoundGuard(Safeguard):
         self.detector.load_state_dict(state_dict["detector"])
 
 
-def _of_transitions(transition: Transition, target: Tensor) -> dict[str, Tensor]:
+def with_action_values(outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The signals `value` and `value_target` of states under the names of Q; the same bounds hold for both.
+
+    They are not soft: where there is a bonus for entropy, it is no part of these values.
+    """
+    if "q_value" in outputs or "value" not in outputs or "value_target" not in outputs:
+        return outputs
+    others = {name: signal for name, signal in outputs.items() if name not in ("ent_coef", "entropy")}
+    return others | {"q_value": outputs["value"], "td_target": outputs["value_target"]}
+
+
+def _counted(rollout: Rollout) -> Transition:
+    """The steps that count, `[M]`; those that only reset an environment are no transitions."""
+    valid = rollout.valid
+
+    def of(observation: Observation) -> Observation:
+        if isinstance(observation, dict):
+            return {key: column[valid] for key, column in observation.items()}
+        return observation[valid]
+
+    fields: dict[str, Any] = {
+        name: of(getattr(rollout, name)) if name.endswith("observation") else getattr(rollout, name)[valid]
+        for name in Transition._fields
+    }
+    return Transition(**fields)
+
+
+def _of_transitions(transition: Transition) -> dict[str, Tensor]:
     terminated = transition.terminated
-    error = (target - transition.reward).abs().where(terminated, 0.0)
     return {
         "discount": transition.discount.amax(),
         "terminal_discount": transition.discount.where(terminated, 0.0).amax(),
-        "terminal_error": error.amax(),
         "terminated": terminated.float().mean(),
         "truncated": transition.truncated.float().mean(),
         "unchanged": _unchanged(transition.observation, transition.next_observation, terminated.dim()),
