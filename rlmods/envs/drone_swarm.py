@@ -218,14 +218,14 @@ class DroneSwarm(VectorEnv[Any, Any, Any]):
         return deepcopy(
             state
             | {"np_random": self.np_random, "flight": self.dynamics.state, "body": self.dynamics.body}
-            | {"seeds": self._streams.seeds, "episodes": self._streams.episodes, "counter": self._counter.get_state()}
+            | {"streams": self._streams.get_state(), "counter": self._counter.get_state()}
         )
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a state that `get_state` gave."""
         state = deepcopy(state)
         self.dynamics.state, self.dynamics.body = state.pop("flight"), state.pop("body")
-        self._streams.seeds, self._streams.episodes = state.pop("seeds"), state.pop("episodes")
+        self._streams.set_state(state.pop("streams"))
         self._counter.set_state(state.pop("counter"))
         for name, value in state.items():
             setattr(self, name, value)

@@ -52,3 +52,12 @@ class EpisodeStreams:
         # 24 bits are what a float32 below 1 holds.
         uniforms: npt.NDArray[np.float32] = (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
         return uniforms
+
+    def get_state(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Everything that the future depends on."""
+        # As int64: processes that tell each other their states pickle tensors, which torch cannot do with uint64.
+        return {"seeds": self.seeds.view(np.int64).copy(), "episodes": self.episodes.view(np.int64).copy()}
+
+    def set_state(self, state: dict[str, npt.NDArray[np.int64]]) -> None:
+        """Go on from a state that `get_state` gave."""
+        self.seeds, self.episodes = (state[name].view(np.uint64).copy() for name in ("seeds", "episodes"))

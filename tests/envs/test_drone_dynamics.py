@@ -152,22 +152,35 @@ def test_rotors_that_speed_up_turn_the_body_as_their_drag_does() -> None:
     assert 0.0 < dragless.state[12, 0] < drone.state[12, 0]
 
 
+def euler(drone: Quadrotor, action: Array, num_steps: int) -> npt.NDArray[np.float64]:
+    """One step of the drones as many small ones."""
+    state = drone.state.astype(np.float64)
+    for _ in range(num_steps):
+        state += DT / num_steps * drone.derivative(state, 0.5 * (action + 1.0))  # type: ignore[arg-type]  # in float64
+    return state
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_runge_kutta_is_euler_in_small_steps(seed: int) -> None:
+def test_runge_kutta_is_euler_in_small_steps_and_of_high_order(seed: int) -> None:
+    """Over a whole step its error is small, over two half ones many times smaller: 16 times, in the limit."""
+    whole, half = quadrotor(16, 0.1, seed=seed), quadrotor(16, 0.1, DT / 2, seed)
     generator = np.random.default_rng(seed)
-    drone = quadrotor(4, 0.1, seed=seed)
-    drone.state[3:6] = generator.normal(0, 3, (3, 4))
-    drone.state[10:13] = generator.normal(0, 2, (3, 4))
-    quaternion = generator.normal(size=(4, 4))
-    drone.state[6:10] = quaternion / np.sqrt((quaternion**2).sum(0))
-    action = generator.uniform(-1, 1, (4, 4)).astype(np.float32)
-    fine = drone.state.astype(np.float64)
-    for _ in range(500):
-        fine += DT / 500 * drone.derivative(fine, 0.5 * (action + 1.0))  # type: ignore[arg-type]  # in float64
+    whole.state[3:6] = generator.normal(0, 3, (3, 16))
+    whole.state[10:13] = generator.normal(0, 2, (3, 16))
+    quaternion = generator.normal(size=(4, 16))
+    whole.state[6:10] = quaternion / np.sqrt((quaternion**2).sum(0))
+    half.state[:] = whole.state
+    action = generator.uniform(-1, 1, (4, 16)).astype(np.float32)
+    coarse, middle = (euler(whole, action, num_steps) for num_steps in (200, 400))
+    fine = 2.0 * middle - coarse  # whose error is of second order
     fine[6:10] /= np.sqrt((fine[6:10] ** 2).sum(0))
-    drone.step(action)
-    np.testing.assert_allclose(drone.state, fine, atol=5e-3, rtol=5e-3)
+    whole.step(action)
+    half.step(action)
+    half.step(action)
+    errors = [np.abs(drone.state - fine) / (1.0 + np.abs(fine)) for drone in (whole, half)]
+    assert errors[0].max() < 0.02
+    assert errors[1].max() < errors[0].max() / 5.0
 
 
 def test_frames_are_those_of_the_quaternion() -> None:
