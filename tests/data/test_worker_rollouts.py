@@ -3,10 +3,14 @@
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -255,3 +259,51 @@ def test_more_workers_than_cores_are_warned_of_and_the_factors_are_said(
     ):
         collector_of(make_data(**WORKERS, num_envs=8, double_buffering=True)).close()
     assert "environments: 8 = 2 workers x 2 groups x 2" in caplog.text
+
+
+# The command line
+
+CONFIG = """\
+trainer: {accelerator: cpu, log_every_n_steps: 1, enable_model_summary: false}
+model:
+  class_path: rlmods.algorithms.PPO
+  init_args: {hidden_sizes: [8], batch_size: 12, n_epochs: 1}
+data:
+  class_path: rlmods.data.RolloutDataModule
+  init_args:
+    env_id: CartPole-v1
+    total_env_steps: 1000000
+    num_envs: 4
+    n_steps: 12
+    vectorization: workers
+    num_workers: 2
+    double_buffering: true
+    eval_every: 480
+    eval_episodes: 2
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_of_the_command_line_with_a_state_and_without_a_word(tmp_path: Path) -> None:
+    """Ctrl-C reaches the workers too, as every process of the terminal."""
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "rlmods", "fit", "--config", "config.yaml"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as fit_process:
+        assert fit_process.stderr is not None
+        said = [next(line for line in fit_process.stderr if "end to end" in line)]
+        pids = [child.pid for child in psutil.Process(fit_process.pid).children(recursive=True)]
+        os.killpg(fit_process.pid, signal.SIGINT)
+        said += fit_process.stderr.readlines()
+        assert fit_process.wait() == 130
+    assert re.search(r"train [\d,]+/s, eval [\d,]+/s, end to end [\d,]+/s; cpu \d+ % of \d+ cores, memory", said[0])
+    assert not [line for line in said if "Traceback" in line or "leaked" in line or "Error" in line]
+    (path,) = tmp_path.rglob("interrupted.ckpt")
+    state = torch.load(path, weights_only=True)["RolloutDataModule"]["processes"][0]["collector"]
+    assert len(state["environments"]["workers"]) == 2
+    assert len(pids) >= 3  # the server of the workers, and two of them
+    deadline = time.monotonic() + 5.0
+    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(psutil.pid_exists, pids))
