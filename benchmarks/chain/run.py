@@ -83,7 +83,7 @@ def is_right(case: Case, decision: Decision) -> bool:
         return proposal.start == "last" and not proposal.knob
     if case.direction == "keep":
         return finding is not None and finding.rule == "keep"
-    is_there = case.start == "any" or (decision.checkpoint is not None and decision.base is not None)
+    is_there = case.start == "any" or decision.checkpoint is not None
     return (
         proposal.knob.endswith(f".{case.knob}") and _goes(case.direction, proposal.effective, proposal.to) and is_there
     )

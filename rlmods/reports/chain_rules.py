@@ -23,6 +23,9 @@ _WIDE_STD = 3.0  # times half the action range: more than a quarter of the draws
 _LARGEST_EXPONENT = 700.0  # of a number that is finite
 _UNIFORM = 0.97  # of the entropy of a uniform policy
 _DEFAULT_LEARNING_RATE = 3e-4
+_EVALUATE = (
+    "python -m rlmods validate --config {run}/config.yaml --ckpt_path {checkpoint} --data.init_args.eval_episodes 20"
+)
 _LR, _ENT = "model.init_args.learning_rate", "model.init_args.ent_coef"
 
 
@@ -39,8 +42,7 @@ def no_evaluation(facts: RunFacts) -> Finding | None:
     """F2, F9. Without an evaluation there is no score."""
     if facts.scores or facts.exception is not None or facts.non_finite or facts.complete is False:
         return None
-    probe = "python -m rlmods validate --config {run}/config.yaml --ckpt_path last --data.init_args.eval_episodes 20"
-    return Finding("no_evaluation", "the run was never evaluated", ("0 evaluations",), probe=probe)
+    return Finding("no_evaluation", "the run was never evaluated", ("0 evaluations",), probe=_EVALUATE)
 
 
 def too_few_episodes(facts: RunFacts) -> Finding | None:
@@ -48,10 +50,9 @@ def too_few_episodes(facts: RunFacts) -> Finding | None:
     last = facts.last
     if last is None or last.episodes is None or last.episodes >= _FEWEST_EPISODES:
         return None
-    probe = "python -m rlmods validate --config {run}/config.yaml --ckpt_path last --data.init_args.eval_episodes 20"
     evidence = (f"{last.episodes} episodes, standard error {number(last.standard_error)}",)
     return Finding(
-        "too_few_episodes", "the last evaluation has too few episodes to judge anything by", evidence, probe=probe
+        "too_few_episodes", "the last evaluation has too few episodes to judge anything by", evidence, probe=_EVALUATE
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from rlmods.reports.chain_rules import RULES, SUPPRESSES
 from rlmods.reports.facts import RunFacts, Score
-from rlmods.reports.levels import lower_bound
+from rlmods.reports.levels import lower_bound, reference
 from rlmods.reports.proposal import Finding, Proposal
 from rlmods.reports.regression import changed_settings
 
@@ -56,10 +56,13 @@ def decide(facts: RunFacts) -> Decision:
 
 def _begin(facts: RunFacts, proposal: Proposal) -> tuple[Score | None, RunFacts]:
     """The best healthy checkpoint of the chain with its run, or the run alone where it begins anew or goes on."""
-    if proposal.start != "best":
+    of_ancestors = reference(facts)
+    if proposal.start not in ("best", "ancestor"):
         return None, facts
-    kept = [(run.best, run) for run in facts.lineage() if run.best is not None]
-    return max(kept, key=lambda pair: lower_bound(pair[0])) if kept else (None, facts)
+    if proposal.start == "best" and facts.best is not None:
+        own = facts.best, facts
+        return own if of_ancestors is None else max(own, of_ancestors, key=lambda pair: lower_bound(pair[0]))
+    return (None, facts) if of_ancestors is None else of_ancestors
 
 
 def _settings(facts: RunFacts, base: RunFacts, score: Score | None, proposal: Proposal) -> dict[str, Any]:

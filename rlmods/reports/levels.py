@@ -16,9 +16,22 @@ def standard_error(*scores: Score) -> float:
 
 
 def reference(facts: RunFacts) -> tuple[Score, RunFacts] | None:
-    """The best healthy score among the ancestors, by its lower bound, and whose it is."""
-    found = [(run.best, run) for run in facts.lineage() if run is not facts and run.best is not None]
-    return max(found, key=lambda pair: lower_bound(pair[0]), default=None)
+    """The best healthy score among the sound ancestors, by its lower bound, and whose it is.
+
+    An ancestor that fell below its own ones is not sound, and none of its checkpoints counts: what was wrong with its
+    settings is in its weights, also where an evaluation looks well.
+    """
+    found: tuple[Score, RunFacts] | None = None
+    for run in reversed([run for run in facts.lineage() if run is not facts]):
+        is_sound = found is None or not fell_below(run, *found)
+        if is_sound and run.best is not None and (found is None or lower_bound(run.best) > lower_bound(found[0])):
+            found = run.best, run
+    return found
+
+
+def fell_below(facts: RunFacts, level: Score, run: RunFacts) -> bool:
+    """Whether the evaluations, or the return of the training, lie far below those of a better run."""
+    return has_fallen(facts, level, facts.scores) or training_has_fallen(facts, run)
 
 
 def lower_bound(score: Score) -> float:

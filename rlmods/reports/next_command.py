@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rlmods.manifest import newest_intact
 from rlmods.reports.decision import Decision, decide
 from rlmods.reports.facts import RunFacts, read_facts
 from rlmods.reports.proposal import Finding
@@ -106,28 +107,30 @@ def _finding(title: str, finding: Finding) -> list[str]:
 def _command(folder: Path, decision: Decision) -> str:
     """The command line that does it."""
     finding, proposal = decision.finding, decision.proposal
-    root = folder.resolve().parent.parent
-    if finding is not None and proposal is None and finding.probe:
-        parent = decision.base.parent
-        checkpoint = "CHECKPOINT" if parent is None or parent.best is None else str(parent.best.checkpoint)
-        return f"run this probe: {finding.probe.format(run=folder, parent_checkpoint=checkpoint)} {_root(root)}"
+    root, newest = _root(folder), newest_intact(folder / "checkpoints").found
+    checkpoint = "CHECKPOINT" if newest is None else shlex.quote(str(newest[0]))
     if proposal is None:
-        return "run this probe: python -m rlmods report " + shlex.quote(str(folder))
-    config = shlex.quote(str(folder / NEXT_CONFIG))
+        probe = "python -m rlmods report {run}" if finding is None else finding.probe
+        parent = decision.base.parent
+        of_parent = "CHECKPOINT" if parent is None or parent.best is None else shlex.quote(str(parent.best.checkpoint))
+        said = probe.format(run=shlex.quote(str(folder)), checkpoint=checkpoint, parent_checkpoint=of_parent)
+        return f"run this probe: {said}" if " report " in said else f"run this probe: {said} {root}"
     if proposal.start == "last" and not decision.settings:
+        # In the run's own folder.
         return (
-            f"python -m rlmods fit --config {shlex.quote(str(folder / 'config.yaml'))} --ckpt_path last {_root(root)}"
+            f"python -m rlmods fit --config {shlex.quote(str(folder / 'config.yaml'))} --ckpt_path {checkpoint} {root}"
         )
+    config = shlex.quote(str(folder / NEXT_CONFIG))
     if decision.checkpoint is None:
         start = "fresh" if proposal.start != "last" else shlex.quote(str(folder))
     else:
         start = shlex.quote(str(decision.checkpoint.checkpoint))
     only = " --weights_only_from true" if decision.weights_only else ""
-    return f"python -m rlmods fit --config {config} --from {start}{only} {_root(root)}"
+    return f"python -m rlmods fit --config {config} --from {start}{only} {root}"
 
 
-def _root(root: Path) -> str:
-    return f"--trainer.default_root_dir {shlex.quote(str(root))}"
+def _root(folder: Path) -> str:
+    return f"--trainer.default_root_dir {shlex.quote(str(folder.resolve().parent.parent))}"
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:

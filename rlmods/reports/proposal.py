@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
-Start = Literal["best", "fresh", "last"]
+Start = Literal["best", "ancestor", "fresh", "last"]
 
 
 class Proposal(NamedTuple):
@@ -12,7 +12,8 @@ class Proposal(NamedTuple):
         knob: setting by dotted name; empty where the settings stay as they are.
         effective: value that the knob had in the run, as it was in effect.
         to: value to give it.
-        start: from the best healthy checkpoint of the chain, from the run's own last one, or from nothing.
+        start: from the best healthy checkpoint of the chain, from that of the ancestors alone, from the run's own last
+            one, or from nothing.
         expected: signature of success.
         stop: when to give the hypothesis up.
     """

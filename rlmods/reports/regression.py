@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rlmods.reports.facts import RunFacts, Score
-from rlmods.reports.levels import has_fallen, reference, standard_error, training_has_fallen
+from rlmods.reports.levels import fell_below, reference, standard_error
 from rlmods.reports.proposal import Finding, Proposal
 from rlmods.reports.summary import number
 
@@ -52,7 +52,7 @@ def regressed(facts: RunFacts) -> Finding | None:
     if found is None:
         return None
     best, run = found
-    if not has_fallen(facts, best, facts.scores) and not training_has_fallen(facts, run):
+    if not fell_below(facts, best, run):
         return None
     last = facts.last
     if last is None:
@@ -70,8 +70,8 @@ def regressed(facts: RunFacts) -> Finding | None:
             )
         reason = "no setting was changed, and the run lost what its parent had learned: its learning rate began anew"
         knob = "model.init_args.learning_rate"
-        return Finding("regressed", reason, evidence, Proposal(knob, rate, rate / 3.0, "best", expected, stop))
-    proposal = Proposal(culprit.knob, culprit.now, culprit.before, "best", expected, stop)
+        return Finding("regressed", reason, evidence, Proposal(knob, rate, rate / 3.0, "ancestor", expected, stop))
+    proposal = Proposal(culprit.knob, culprit.now, culprit.before, "ancestor", expected, stop)
     reason = (
         f"the run lost what its parent had learned, after {culprit.name} went from {culprit.before} to {culprit.now}"
     )

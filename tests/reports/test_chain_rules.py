@@ -163,6 +163,11 @@ def test_the_return_of_the_training_is_a_second_witness() -> None:
     parent = healthy(training=80.0, training_max=80.0)
     lost = child_of(parent, 100.0, 100.0, training=25.0, training_max=80.0, entropy=3.0, settings={ENT: 1.0})
     assert rule_and_knob(decide(lost)) == ("regressed", ENT, 0.0)
+    # Its own checkpoint evaluates higher, and is not where to begin: what was wrong is in its weights.
+    tempting = replace(lost, best=Score(500.0, 0.0, 20, 1000, "own.ckpt"))
+    assert decide(tempting).checkpoint == parent.best
+    grandchild = child_of(tempting, 20.0, 20.0, training=25.0, training_max=80.0, entropy=3.0, settings={ENT: 0.9})
+    assert decide(grandchild).checkpoint == parent.best
     alone = replace(lost, parent=None, start=None, best=lost.scores[0], baseline=20.0)
     assert rule_and_knob(decide(alone))[0] == "keep"
     # The evaluation jumps while the training rises: that is no fall.
