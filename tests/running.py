@@ -153,7 +153,9 @@ def _differ(key: str, pair: tuple[dict[str, Any], dict[str, Any]]) -> bool:
 
 def _may_differ(name: str) -> bool:
     """Paths and the cut of the replay into files tell how often a run was stopped; nobody draws from the spaces."""
-    return any(part in name for part in ("ModelCheckpoint", "files", "action_space", "observation_space"))
+    return any(
+        part in name for part in ("ModelCheckpoint", "BestCheckpoint", "files", "action_space", "observation_space")
+    )
 
 
 def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
