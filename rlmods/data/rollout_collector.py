@@ -104,6 +104,8 @@ class RolloutCollector:
             self._fill_in_rewards()
         self.episodes.count(join_results(self._parts))
         rollout = self._rollout(device)
+        for part in self._parts:
+            part.forget()
         self.seconds = CollectionSeconds(by_policy, by_environments, perf_counter() - began)
         return rollout
 

@@ -31,11 +31,16 @@ class RolloutPart:
         self.environments = environments
         self.observation = observation
         self.state: Tensor | None = None
+        self.forget()
 
     def begin(self, policy: Policy) -> None:
         """Begin a rollout with a policy."""
+        self.forget()
         self._policy = policy
         self._deciding = policy if isinstance(policy, DecidingPolicy) else None  # once: it is slow
+
+    def forget(self) -> None:
+        """Let go of the steps of the rollout, which are as large as itself."""
         self.observations: list[ArrayObservation] = []
         self.actions: list[Tensor] = []
         self.decisions: list[Decision] = []

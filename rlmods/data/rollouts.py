@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from rlmods.data.rollout_parts import AnyEnvironments
 from rlmods.data.settings import check_rollout_settings, check_settings
 from rlmods.envs.make import make_envs
 from rlmods.envs.worker_envs import WorkerEnvironments
+from rlmods.envs.worker_pool import WorkerError
 from rlmods.types import CollectionSeconds, Observation, Policy, Rollout
 
 _NEVER = 2**31 - 1  # steps; None would be Gymnasium's own limit where it registered one
@@ -187,8 +189,10 @@ class RolloutDataModule(ExperienceDataModule):
             self.collector.close()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Close the environments; Lightning does not tear down after an exception."""
-        self.end_fit()
+        """End the workers: Lightning does not tear down after an exception."""
+        if self.num_workers is not None:
+            with suppress(WorkerError):  # what is on its way already says more
+                self.end_fit()
 
     def process_state(self) -> dict[str, Any] | None:
         """The environments and the running episodes of this process."""
