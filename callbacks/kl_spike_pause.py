@@ -118,9 +118,9 @@ class KLSpikeDetector:
 class KLSpikePause(StepSafeguard):
     """Leaves out the updates of named parameter groups for a while when a KL signal spikes.
 
-    It is unproven until PPO and Dreamer use it. A ledger compares the evaluation return before and after its pauses,
-    and it disarms itself where they do not help (an improvement after a pause is rarer than heads of a coin) or when
-    `max_pauses` is spent; after that it only raises alarms.
+    A ledger compares the evaluation return before and after its pauses, and it disarms itself where they do not help
+    (an improvement after a pause is rarer than heads of a coin) or when `max_pauses` is spent; after that it only
+    raises alarms.
 
     Optimisers go on with their other groups, schedules and target networks with their steps. A paused parameter has no
     gradient, so that weights and moments stay bit-identical, with weight decay too.

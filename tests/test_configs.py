@@ -36,7 +36,7 @@ def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_config("dqn_cart")
 
 
-OTHER_ALGORITHMS = {"safeguards/off_policy", "safeguards/actor_critic"}
+OTHER_ALGORITHMS = {"safeguards/off_policy", "safeguards/actor_critic", "safeguards/ppo"}
 
 
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in OTHER_ALGORITHMS])
@@ -74,6 +74,17 @@ def test_the_preset_of_actors_and_critics_is_added_to_a_run_that_has_them(name: 
     run([*command, "--trainer.default_root_dir", str(tmp_path), *options])
     checkpoint = newest_checkpoint(newest_run(tmp_path))
     entries = yaml.safe_load(find_config("safeguards/actor_critic").read_text())["trainer"]["callbacks+"]
+    assert checkpoint["health"] == {name: {} for name in checkpoint["health"]}
+    assert len(checkpoint["health"]) == len(entries)
+
+
+def test_the_preset_of_rollouts_is_added_to_a_run_that_has_them(tmp_path: Path) -> None:
+    small = ["total_env_steps", 1_024, "eval_every", 1_024, "eval_episodes", 2]
+    options = [f"--data.init_args.{key}={value}" for key, value in zip(small[::2], small[1::2], strict=True)]
+    command = ["fit", "--config", "ppo_cartpole", "--config", "safeguards/ppo", "--model.init_args.n_epochs=2"]
+    run([*command, "--trainer.default_root_dir", str(tmp_path), *options])
+    checkpoint = newest_checkpoint(newest_run(tmp_path))
+    entries = yaml.safe_load(find_config("safeguards/ppo").read_text())["trainer"]["callbacks+"]
     assert checkpoint["health"] == {name: {} for name in checkpoint["health"]}
     assert len(checkpoint["health"]) == len(entries)
 
