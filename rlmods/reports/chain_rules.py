@@ -21,6 +21,7 @@ _FEW_EPOCHS, _TIGHT_TARGET = 1.5, 1e-3
 _LARGE_KL, _LARGE_CLIP = 0.03, 0.35
 _WIDE_STD = 3.0  # times half the action range: more than a quarter of the draws lie beyond either end
 _LARGEST_EXPONENT = 700.0  # of a number that is finite
+_RISE = 0.1  # nats of each action
 _UNIFORM = 0.97  # of the entropy of a uniform policy
 _DEFAULT_LEARNING_RATE = 3e-4
 _EVALUATE = (
@@ -183,6 +184,36 @@ def _of_width(facts: RunFacts) -> Proposal | None:
         return Proposal(_ENT, coefficient, 0.0, "fresh", expected, stop)
     knob = "model.init_args.action_distribution"
     return Proposal(knob, facts.settings.get(knob), "bounded", "fresh", expected, stop)
+
+
+def bonus_widens_policy(facts: RunFacts) -> Finding | None:
+    """B5, early. The entropy bonus drives σ out of the box, |μ| does not follow, and nothing is gained by it.
+
+    An entropy above that of a uniform policy is beyond what any policy in the box can have. Where |μ|/σ rises, the
+    policy makes use of the corners, and nothing is said.
+    """
+    coefficient, first, last = facts.setting("ent_coef"), facts.entropy_first, facts.entropy
+    before, now, uniform = facts.mean_over_std_first, facts.mean_over_std, facts.uniform_entropy
+    if facts.action != "continuous" or not isinstance(coefficient, int | float) or coefficient <= 0.0:
+        return None
+    if first is None or last is None or uniform is None or before is None or now is None or has_gained(facts):
+        return None
+    if last <= uniform or last - first < _RISE * (facts.dimensions or 1) or now > before:
+        return None
+    evidence = (
+        f"entropy {first:.4g} nats at the start, {last:.4g} at the end; a uniform policy has {uniform:.4g}",
+        f"|mu|/sigma {before:.4g} at the start, {now:.4g} at the end; ent_coef {coefficient:g}",
+        f"training episodes {number(facts.training)}, at best {number(facts.training_max)}",
+    )
+    found = reference(facts)
+    others = found[1].setting("ent_coef") if found is not None else None
+    to = others if isinstance(others, int | float) and others < coefficient else 0.0
+    proposal = Proposal(
+        _ENT, coefficient, to, "ancestor" if found is not None else _start(facts),
+        "entropy below that of a uniform policy, or |mu|/sigma rises with it",
+        "entropy still rises over the first third of the budget",
+    )  # fmt: skip
+    return Finding("bonus_widens_policy", "the entropy bonus drives the policy out of its box", evidence, proposal)
 
 
 def entropy_at_uniform(facts: RunFacts) -> Finding | None:
@@ -377,6 +408,7 @@ RULES: tuple[Rule, ...] = (
     no_updates,
     policy_outside_box,
     regressed,
+    bonus_widens_policy,
     entropy_at_uniform,
     clip_range_too_small,
     target_kl_ends_epochs,
@@ -390,14 +422,23 @@ RULES: tuple[Rule, ...] = (
 _BELOW = ("collapsed_within_run", "nothing_learned", "keep")
 _UPDATES = ("policy_not_moving", "policy_moves_too_far", "clip_range_too_small", "target_kl_ends_epochs")
 SUPPRESSES: dict[str, Sequence[str]] = {
-    "no_evaluation": ("regressed", "entropy_at_uniform", *_UPDATES, *_BELOW),
-    "too_few_episodes": ("regressed", "entropy_at_uniform", *_UPDATES, *_BELOW),
-    "broken_off": ("regressed", *_BELOW),
+    "no_evaluation": ("regressed", "bonus_widens_policy", "entropy_at_uniform", *_UPDATES, *_BELOW),
+    "too_few_episodes": ("regressed", "bonus_widens_policy", "entropy_at_uniform", *_UPDATES, *_BELOW),
+    "broken_off": ("regressed", "bonus_widens_policy", *_BELOW),
     "warm_start_differs": ("regressed", *_BELOW),
-    "non_finite": ("regressed", "policy_outside_box", "entropy_at_uniform", *_UPDATES, "value_not_learned", *_BELOW),
+    "non_finite": (
+        "regressed",
+        "bonus_widens_policy",
+        "policy_outside_box",
+        "entropy_at_uniform",
+        *_UPDATES,
+        "value_not_learned",
+        *_BELOW,
+    ),
     "no_updates": ("entropy_at_uniform", *_UPDATES, "value_not_learned", *_BELOW),
     "policy_outside_box": ("policy_not_moving",),
-    "regressed": ("entropy_at_uniform", *_UPDATES, "value_not_learned", *_BELOW),
+    "regressed": ("bonus_widens_policy", "entropy_at_uniform", *_UPDATES, "value_not_learned", *_BELOW),
+    "bonus_widens_policy": ("entropy_at_uniform", *_UPDATES, "value_not_learned", *_BELOW),
     "entropy_at_uniform": (*_UPDATES, *_BELOW),
     "clip_range_too_small": ("policy_moves_too_far", *_BELOW),
     "target_kl_ends_epochs": ("policy_not_moving", *_BELOW),

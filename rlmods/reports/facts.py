@@ -85,6 +85,7 @@ class RunFacts:
     uniform_entropy: float | None = None
     std: float | None = None
     mean_over_std: float | None = None
+    mean_over_std_first: float | None = None
     kl: float | None = None
     kl_last: float | None = None
     clip_fraction: float | None = None
@@ -181,6 +182,7 @@ def _measured(summary: Mapping[str, Any]) -> dict[str, Any]:
         "uniform_entropy": policy["uniform_entropy"],
         "std": (policy["std"] or {}).get("last"),
         "mean_over_std": (policy["mean_over_std"] or {}).get("last"),
+        "mean_over_std_first": (policy["mean_over_std"] or {}).get("first"),
         "kl": learning("train/approx_kl"),
         "kl_last": of("train/approx_kl", "last"),
         "clip_fraction": learning("train/clip_fraction"),

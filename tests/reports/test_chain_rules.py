@@ -180,6 +180,18 @@ def test_the_return_of_the_training_is_a_second_witness() -> None:
     assert rule_and_knob(decide(lucky)) == ("entropy_at_uniform", ENT, 0.0)
 
 
+def test_a_bonus_that_drives_the_policy_out_of_its_box_before_anything_falls() -> None:
+    parent = healthy(training=80.0, training_max=80.0)
+    wide: dict[str, Any] = {"entropy_first": 1.1, "entropy": 2.0, "mean_over_std_first": 0.58, "mean_over_std": 0.54}
+    drifting = child_of(parent, 100.0, 101.0, training=75.0, training_max=80.0, settings={ENT: 1.0}, **wide)
+    decision = decide(drifting)
+    assert rule_and_knob(decision) == ("bonus_widens_policy", ENT, 0.0)
+    assert decision.checkpoint == parent.best
+    # Where |mu| grows with sigma the corners are made use of; within the box a wider policy is explored with.
+    assert rule_and_knob(decide(replace(drifting, mean_over_std=0.8)))[0] == "keep"
+    assert rule_and_knob(decide(replace(drifting, entropy=1.3)))[0] == "keep"
+
+
 def test_which_change_goes_back() -> None:
     parent = healthy()
     both = {LR: 1e-2, "model.init_args.n_epochs": 12}
