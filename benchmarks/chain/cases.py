@@ -141,4 +141,23 @@ SECOND = (
     ),
     Case("again_latest", "point", (M + "ent_coef=0.8",), "ent_coef", "down", "again_drift", "best"),
 )
-CASES = (*FIRST, *SECOND)
+# Written after the rules had seen the second ones, and labelled before they saw these.
+_DEARER = (D + "env_kwargs.effort=1", "--seed_everything=6")
+THIRD = (
+    Case("third_drifting", "point", (*_DEARER, *DRIFTING), "", "keep"),
+    Case("third_warm", "point", ("--seed_everything=7",), "", "keep", "third_drifting"),
+    Case("third_mild", "point", (M + "ent_coef=0.01",), "", "keep", "third_drifting"),
+    Case("third_drift", "point", (M + "ent_coef=2",), "ent_coef", "down", "third_drifting", "best"),
+    Case(
+        "third_two",
+        "point",
+        (M + "ent_coef=0.7", M + "gae_lambda=0.9"),
+        "ent_coef",
+        "down",
+        "third_drifting",
+        "best",
+    ),
+    Case("third_fresh", "point", (*_DEARER, *DRIFTING, M + "ent_coef=2"), "ent_coef", "down"),
+    Case("third_bounded", "point", (*_DEARER, M + "ent_coef=0.001"), "", "keep"),
+)
+CASES = (*FIRST, *SECOND, *THIRD)
