@@ -15,6 +15,8 @@ _ROUNDING = 1e-3
 _WIDE = 2.0
 # |μ|/σ, below which the side of the box is next to a coin's: Φ(0.25) = 0.60.
 _COIN = 0.25
+# Times its smallest so far: a σ that began wide and wanders is a setting.
+_GROWN = 1.5
 _AT_ENDS = 0.95
 
 
@@ -61,6 +63,7 @@ class EntropyDetector:
         self.at_ends = Confirmation(self.windows, self.windows)
         self.start = math.nan  # the first entropy
         self.last_stds: list[float] = []
+        self.least_stds: list[float] = []
         self.best_shares: list[float] = []  # the largest |μ|/σ by action, since σ left the box
 
     def update(self, window: EntropyWindow) -> list[Verdict]:
@@ -92,6 +95,7 @@ class EntropyDetector:
         """σ of a Gaussian that the environment clips: H alone is no alarm, σ that outruns |μ| is."""
         stds, last = list(window.stds), self.last_stds
         self.last_stds = stds
+        self.least_stds = [min(pair) for pair in zip(self.least_stds or stds, stds, strict=True)]
         is_wide = [std > _WIDE for std in stds]
         if not (window.is_gaussian and math.isfinite(window.largest) and any(is_wide)):
             self.best_shares = []
@@ -100,7 +104,10 @@ class EntropyDetector:
         shares = [mean / std for mean, std in zip(window.means, stds, strict=True)]
         best = self.best_shares or [0.0] * len(shares)
         self.best_shares = [max(pair) for pair in zip(best, shares, strict=True)]
-        grows = [not last or now > before for now, before in zip(stds, last or stds, strict=True)]
+        grows = [
+            now > before and now > _GROWN * least
+            for now, before, least in zip(stds, last or stds, self.least_stds, strict=True)
+        ]
         found = [
             action
             for action, share in enumerate(shares)
@@ -115,7 +122,7 @@ class EntropyDetector:
             "mean_abs": list(window.means),
             "mean_over_std": shares,
             "saturation": list(window.saturation),
-            "threshold": [_WIDE, _COIN],
+            "threshold": [_WIDE, _COIN, _GROWN],
             "windows": 3,
         }
         what = (
@@ -196,4 +203,4 @@ class EntropyDetector:
 
 
 _CONFIRMATIONS = ("above", "outrun", "low", "at_ends")
-_VALUES = ("start", "rewards", "last_stds", "best_shares")
+_VALUES = ("start", "rewards", "last_stds", "least_stds", "best_shares")

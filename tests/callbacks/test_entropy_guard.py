@@ -83,7 +83,9 @@ def test_sigma_that_outruns_the_mean() -> None:
 def test_a_wide_start_that_does_not_grow_is_left_alone() -> None:
     assert said(*[gaussian(7.0, 0.01)] * 9) == [[BEYOND]] * 9
     assert said(*[gaussian(7.0 - 0.1 * step, 0.01) for step in range(9)]) == [[BEYOND]] * 9
-    assert said(*[gaussian(7.0 + 0.1 * step, 0.01) for step in range(9)])[-1] == [OUTRUNS]
+    assert said(*[gaussian(7.0 + 0.4 * step, 0.01) for step in range(9)]) == [[BEYOND]] * 9
+    # 10.6 is half as large again as 7; 11 and 11.4 go on.
+    assert said(*[gaussian(7.0 + 0.4 * step, 0.01) for step in range(12)])[-2:] == [[BEYOND], [OUTRUNS]]
 
 
 def test_actions_without_a_box_have_none_to_leave() -> None:
