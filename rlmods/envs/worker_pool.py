@@ -52,6 +52,7 @@ class WorkerPool:
 
     def __init__(self, context: Any, shares: Sequence[Share], names: Sequence[str]) -> None:
         self.names = names
+        self._has_begun = False
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
         # Also where nobody closes it: an exception, the end of the interpreter.
@@ -65,6 +66,7 @@ class WorkerPool:
             self._processes.append(process)
         for worker in range(len(shares)):
             self.receive(worker)
+        self._has_begun = True
 
     @property
     def is_open(self) -> bool:
@@ -134,12 +136,13 @@ class WorkerPool:
             how = f"ended by itself with exit code {code}"
         else:
             how = f"was ended by {_signal_name(-code)}"
-        hint = (
-            "; where nobody did that by hand, memory was short: type a smaller num_workers, or num_envs"
-            if code == -signal.SIGKILL
-            else "; what it printed last may say why"
-        )
-        return WorkerError(f"{self._title(worker)} {how}, and all others were ended{hint}")
+        hint = "what it printed last may say why"
+        if code == -signal.SIGKILL:
+            hint = "where nobody did that by hand, memory was short: type a smaller num_workers, or num_envs"
+        elif not self._has_begun:
+            hint = "workers import the script that starts them: where it is yours, put what it does under "
+            hint += 'if __name__ == "__main__":'
+        return WorkerError(f"{self._title(worker)} {how}, and all others were ended; {hint}")
 
 
 def _signal_name(number: int) -> str:

@@ -232,6 +232,15 @@ def test_environments_that_a_worker_cannot_make() -> None:
         WorkerEnvironments(make, spec, 4, 2)
 
 
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))
+    ended = subprocess.run([sys.executable, str(script), ""], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert 'put what it does under if __name__ == "__main__":' in ended.stderr.splitlines()[-1]
+
+
 def test_workers_that_are_forgotten_end() -> None:
     workers = make_workers("CartPole-v1", 2, 1)
     pids = workers.pids
