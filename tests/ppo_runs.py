@@ -16,6 +16,7 @@ def fit_ppo(
     folder: Path,
     *callbacks: Callback,
     model_class: type[PPO] = PPO,
+    data_class: type[RolloutDataModule] = RolloutDataModule,
     arguments: dict[str, Any] | None = None,
     rollouts: int = 6,
     ckpt_path: Path | None = None,
@@ -30,7 +31,7 @@ def fit_ppo(
     seed_everything(seed, verbose=False)
     defaults: dict[str, Any] = {"env_id": "CartPole-v1", "num_envs": 4, "n_steps": 32, "eval_episodes": 1}
     merged = defaults | {"eval_every": 10**9} | settings
-    data = RolloutDataModule(total_env_steps=rollouts * merged["num_envs"] * merged["n_steps"], **merged)
+    data = data_class(total_env_steps=rollouts * merged["num_envs"] * merged["n_steps"], **merged)
     small: dict[str, Any] = {"hidden_sizes": [16], "batch_size": 32, "n_epochs": 2}
     model = model_class(data.spec, **(small | (arguments or {})))
     trainer = make_trainer(folder, *callbacks, max_steps=max_steps)
