@@ -249,7 +249,7 @@ def test_vtrace_with_another_method_is_refused() -> None:
 
 
 def test_an_environment_without_features_is_refused() -> None:
-    data = RolloutDataModule("CartPole-v1", 1000)
+    data = RolloutDataModule("CartPole-v1", 1024)
     with pytest.raises(ValueError, match=rf"CartPole-v1, which names no frozen features.*{ENV_ID}"):
         LinearTD(data.spec)
 
