@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import torch
 from bare_dqn import SpeedSettings, train_bare
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from turns import FrameRate, Turn, take_turns
@@ -99,9 +99,7 @@ class TakesTurns(Callback):
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Hand over; evaluation and checkpoints, where they are due, begin the next turn."""
         self.turn.end_block(batch.env_steps, learned=pl_module.update_steps > 0)
 

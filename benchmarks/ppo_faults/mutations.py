@@ -196,16 +196,10 @@ class LearningRateJumps(PPO):
 class ForgetsZeroGrad(PPO):
     """Gradients accumulate over all updates."""
 
-    def optimize(
-        self,
-        optimizer: LightningOptimizer | Sequence[LightningOptimizer],
-        loss: Tensor,
-        max_grad_norm: float | None,
-        *,
-        counts: bool,
+    def optimize_all(
+        self, optimizers: Sequence[LightningOptimizer], loss: Tensor, max_grad_norm: float | None, *, counts: bool
     ) -> Tensor:
         """As the original's, without the first step."""
-        optimizers = [optimizer] if isinstance(optimizer, LightningOptimizer) else optimizer
         self.manual_backward(loss)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters(), max_grad_norm or torch.inf)
         for number, each in enumerate(optimizers):

@@ -80,17 +80,12 @@ class Algorithm(LightningModule):
         raise NotImplementedError
 
     def optimize(
-        self,
-        optimizer: LightningOptimizer | Sequence[LightningOptimizer],
-        loss: Tensor,
-        max_grad_norm: float | None,
-        *,
-        counts: bool,
+        self, optimizer: LightningOptimizer, loss: Tensor, max_grad_norm: float | None, *, counts: bool
     ) -> Tensor:
         """One update: zero_grad, backward, clip, step.
 
         Args:
-            optimizer: as `self.optimizers()` gives it; of several, all take a step after one backward pass.
+            optimizer: as `self.optimizers()` gives it.
             loss: scalar.
             max_grad_norm: L2 bound of all its gradients together; None does not clip.
             counts: whether this is the iteration's one step that goes through Lightning's wrapper.
@@ -98,8 +93,15 @@ class Algorithm(LightningModule):
         Returns:
             The L2 norm before the clip, a scalar on the device.
         """
-        optimizers = [optimizer] if isinstance(optimizer, LightningOptimizer) else optimizer
-        parameters = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
+        return self.optimize_all([optimizer], loss, max_grad_norm, counts=counts)
+
+    def optimize_all(
+        self, optimizers: Sequence[LightningOptimizer], loss: Tensor, max_grad_norm: float | None, *, counts: bool
+    ) -> Tensor:
+        """The same with several optimisers, which all take a step after one backward pass and one clip."""
+        parameters = [
+            parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]
+        ]
         for parameter in parameters:
             parameter.grad = None
         self.manual_backward(loss)
@@ -110,8 +112,8 @@ class Algorithm(LightningModule):
             else:
                 grad_norm = clip_by_global_norm_(gradients, max_grad_norm)
         self.grad_norm = grad_norm
-        for number, each in enumerate(optimizers):
-            self._step(each, counts=counts and number == 0)
+        for number, optimizer in enumerate(optimizers):
+            self._step(optimizer, counts=counts and number == 0)
         return grad_norm
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -263,7 +263,7 @@ class PPO(Algorithm):
                 kl = _mean(approximate_kl(signals["log_ratio"].detach()), signals.get("weight"))
                 if float(kl) > 1.5 * self.target_kl:
                     return updates, True
-            signals["grad_norm"] = self.optimize(optimizers, signals["loss"], self.max_grad_norm, counts=is_first)
+            signals["grad_norm"] = self.optimize_all(optimizers, signals["loss"], self.max_grad_norm, counts=is_first)
             self.update_steps += 1
             updates.append(signals)
         return updates, False
