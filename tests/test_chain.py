@@ -263,3 +263,9 @@ def test_the_best_checkpoint_is_that_of_the_lower_bound() -> None:
     assert low(mean_reward=20.0, std_reward=40.0, episodes=4.0) < low(mean_reward=10.0, std_reward=2.0, episodes=4.0)
     assert low(mean_reward=7.0, std_reward=0.0, episodes=1.0) == 7.0
     assert "eval/mean_reward_low" not in BestCheckpoint()._monitor_candidates(_Metrics())  # type: ignore[arg-type]
+
+
+def test_next_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert next_command([str(tmp_path)]) == 2
+    assert "expected a run folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
