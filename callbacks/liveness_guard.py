@@ -20,6 +20,7 @@ from rlmods.types import ExperienceSource, ReplayBatch, ReplaySource
 # Updates that are measured in a window. Two in a row: a target network that is copied every second update equals the
 # online one before one of them, one that is copied at each update before both.
 _SAMPLES = 2
+_FEW = 16  # numbers of a group: the smallest networks have more
 
 
 class LivenessGuard(StepSafeguard):
@@ -196,9 +197,10 @@ class LivenessGuard(StepSafeguard):
         for number, optimizer in enumerate(trainer.optimizers):
             for position, group in enumerate(optimizer.param_groups):
                 ratio = highest.get(f"ratio/{id(optimizer)}/{position}")
-                # A single number, as the logarithm of a temperature, passes through 0: its size is no scale of a step.
-                is_number = sum(parameter.numel() for parameter in group["params"]) == 1
-                if ratio is not None and not is_number:
+                # A few numbers, as the logarithms of a temperature or of σ, pass through 0: their size is no scale of a
+                # step.
+                are_few = sum(parameter.numel() for parameter in group["params"]) < _FEW
+                if ratio is not None and not are_few:
                     name = _group_name(group, number, position)
                     ratios[name], rates[name] = ratio, float(group["lr"])
                     sizes[name] = highest[f"norm/{id(optimizer)}/{position}"]

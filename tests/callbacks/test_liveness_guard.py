@@ -375,9 +375,9 @@ def test_a_stranger_whose_steps_are_nothing_is_told(tmp_path: Path) -> None:
     assert warnings_of(guard) == ["inert_update"]
 
 
-@pytest.mark.parametrize(("size", "expected"), [(1, []), (2, ["violent_update"])])
-def test_a_number_that_passes_through_zero_has_no_size(size: int, expected: list[str], tmp_path: Path) -> None:
-    """As the logarithm of a temperature does, by steps of 0.01 from 0.2 on."""
+@pytest.mark.parametrize(("size", "expected"), [(1, []), (4, []), (64, ["violent_update"])])
+def test_a_few_numbers_that_pass_through_zero_have_no_size(size: int, expected: list[str], tmp_path: Path) -> None:
+    """As the logarithms of a temperature or of σ do, by steps of 0.01 from 0.2 on."""
 
     class Tempered(AutomaticStranger):
         def __init__(self) -> None:
