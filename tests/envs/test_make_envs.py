@@ -73,6 +73,9 @@ def test_spec_holds_plain_values() -> None:
     }
     discrete = env_spec("Spaces-v0", {"observation": BOX, "action": DISCRETE})["action"]
     assert json.loads(json.dumps(discrete)) == {"kind": "discrete", "n": 4, "shape": [], "low": [], "high": []}
+    several = env_spec("Spaces-v0", {"observation": BOX, "action": gym.spaces.MultiDiscrete([2, 3])})["action"]
+    expected = {"kind": "multi_discrete", "n": 0, "nvec": [2, 3], "shape": [2], "low": [], "high": []}
+    assert json.loads(json.dumps(several)) == expected
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,8 @@ def test_spec_holds_plain_values() -> None:
     [
         (DISCRETE, DISCRETE, r"observes Discrete.*Expected a Box or a Dict of Boxes.*FlattenObservation"),
         (gym.spaces.Dict(a=gym.spaces.Dict(b=BOX)), DISCRETE, r"observes Dict.*FlattenObservation"),
-        (BOX, gym.spaces.MultiDiscrete([2, 2]), r"acts in MultiDiscrete.*Expected a Discrete or a Box of floats"),
+        (BOX, gym.spaces.MultiDiscrete([[2, 2]]), r"acts in MultiDiscrete.*Expected a Discrete, a flat MultiDiscrete"),
+        (BOX, gym.spaces.MultiDiscrete([2, 2], start=[0, 1]), r"acts in MultiDiscrete.*from 0, or a Box of floats"),
         (BOX, gym.spaces.Box(0, 5, (2,), np.int32), r"acts in Box.*TransformAction"),
     ],
 )
