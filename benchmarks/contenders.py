@@ -10,7 +10,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -23,26 +23,63 @@ from rlmods.data.evaluation import EpisodeEvaluator
 from rlmods.envs.make import make_envs
 from rlmods.types import EpisodeBatch, Observation
 
-PEER_SETTINGS: dict[str, Any] = {
-    "learning_rate": 2.3e-3,
-    "batch_size": 64,
-    "buffer_size": 100_000,
-    "learning_starts": 1_000,
-    "gamma": 0.99,
-    "target_update_interval": 10,
-    "train_freq": 256,
-    "gradient_steps": 128,
-    "exploration_fraction": 0.16,
-    "exploration_final_eps": 0.04,
-    "policy_kwargs": {"net_arch": [256, 256]},
+PEER_ENV_ID = "CartPole-v1"
+
+
+class Peer(NamedTuple):
+    """An algorithm of Stable-Baselines3 with the zoo's settings for CartPole-v1."""
+
+    algorithm: str
+    env_steps: int
+    num_envs: int
+    block: int  # environment steps between two collections
+    gamma: float
+    settings: dict[str, Any]
+
+
+PEERS = {
+    "sb3-zoo": Peer(
+        algorithm="DQN",
+        env_steps=50_000,
+        num_envs=1,
+        block=256,
+        gamma=0.99,
+        settings={
+            "learning_rate": 2.3e-3,
+            "batch_size": 64,
+            "buffer_size": 100_000,
+            "learning_starts": 1_000,
+            "target_update_interval": 10,
+            "train_freq": 256,
+            "gradient_steps": 128,
+            "exploration_fraction": 0.16,
+            "exploration_final_eps": 0.04,
+            "policy_kwargs": {"net_arch": [256, 256]},
+        },
+    ),
+    "sb3-zoo-ppo": Peer(
+        algorithm="PPO",
+        env_steps=100_000,
+        num_envs=8,
+        block=256,
+        gamma=0.98,
+        settings={
+            "learning_rate": lambda remaining: 1e-3 * remaining,
+            "clip_range": lambda remaining: 0.2 * remaining,
+            "n_steps": 32,
+            "batch_size": 256,
+            "n_epochs": 20,
+            "gae_lambda": 0.8,
+            "ent_coef": 0.0,
+        },
+    ),
 }
-PEER_ENV_ID, PEER_ENV_STEPS = "CartPole-v1", 50_000
 
 
 class Job(TypedDict):
     """What to train, and how it is evaluated. All of it, but the seed, must be equal for the seeds of one folder."""
 
-    contender: str  # "rlmods" or "sb3-zoo"
+    contender: str  # "rlmods" or a name of PEERS
     config: str | None  # for rlmods
     overrides: list[str]  # for rlmods, "key=value"
     eval_every: int  # environment steps, rounded down to whole blocks
@@ -157,22 +194,23 @@ def train_rlmods(job: Job, seed: int, folder: Path) -> Result:
 class PeerPolicy:
     """The peer's greedy policy, as our evaluator asks for it."""
 
-    def __init__(self, dqn: Any) -> None:
-        self.dqn = dqn
+    def __init__(self, algorithm: Any) -> None:
+        self.policy = algorithm.policy
 
     def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> torch.Tensor:
         """The best action."""
-        q_value: torch.Tensor = self.dqn.q_net(observation)
-        return q_value.argmax(-1)
+        action: torch.Tensor = self.policy._predict(observation, deterministic=True)
+        return action
 
 
 def train_peer(job: Job, seed: int) -> Result:
     """Stable-Baselines3 with the zoo's settings, evaluated by our evaluator at the same environment steps."""
-    from stable_baselines3 import DQN as PeerDQN
+    import stable_baselines3
     from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
 
-    block = PEER_SETTINGS["train_freq"]
-    rhythm = max(1, job["eval_every"] // block) * block
+    peer = PEERS[job["contender"]]
+    rhythm = max(1, job["eval_every"] // peer.block) * peer.block
 
     class Recorder(BaseCallback):  # type: ignore[misc]
         """Evaluates after a block of updates, where rlmods does."""
@@ -201,7 +239,8 @@ def train_peer(job: Job, seed: int) -> Result:
         def evaluate(self) -> None:
             training_seconds = self.stopwatch.training()
             self.stopwatch.begin_evaluation()
-            episodes = play(self.model, self.environments, stream_seed(seed, 0), self.num_timesteps)
+            policy = PeerPolicy(self.model)
+            episodes = play(policy, self.environments, stream_seed(seed, 0), self.num_timesteps, peer.gamma)
             self.stopwatch.end_evaluation()
             mean, std = mean_and_std(episodes)
             self.evaluations.append(
@@ -209,20 +248,21 @@ def train_peer(job: Job, seed: int) -> Result:
             )
 
     recorder = Recorder()
-    dqn = PeerDQN("MlpPolicy", PEER_ENV_ID, seed=seed, device="cpu", **PEER_SETTINGS)
-    dqn.learn(PEER_ENV_STEPS, callback=recorder)
-    episodes = play(dqn, make_envs(PEER_ENV_ID, job["score_episodes"]), stream_seed(seed, 1), dqn.num_timesteps)
+    environments = make_vec_env(PEER_ENV_ID, peer.num_envs, seed=seed)
+    settings = peer.settings | {"gamma": peer.gamma, "seed": seed, "device": "cpu"}
+    algorithm = getattr(stable_baselines3, peer.algorithm)("MlpPolicy", environments, **settings)
+    algorithm.learn(peer.env_steps, callback=recorder)
+    score_environments = make_envs(PEER_ENV_ID, job["score_episodes"])
+    policy = PeerPolicy(algorithm)
+    episodes = play(policy, score_environments, stream_seed(seed, 1), algorithm.num_timesteps, peer.gamma)
     mean, std = mean_and_std(episodes)
     score = Score(mean=mean, std=std, episodes=job["score_episodes"])
     return make_result(job, seed, recorder.evaluations, recorder.seconds, score)
 
 
-def play(dqn: Any, environments: Any, seed: int, env_steps: int) -> EpisodeBatch:
+def play(policy: PeerPolicy, environments: Any, seed: int, env_steps: int, gamma: float) -> EpisodeBatch:
     device = torch.device("cpu")
-    evaluator = EpisodeEvaluator(
-        environments, gamma=PEER_SETTINGS["gamma"], seed=seed, env_steps=env_steps, device=device
-    )
-    return evaluator.run(PeerPolicy(dqn))
+    return EpisodeEvaluator(environments, gamma=gamma, seed=seed, env_steps=env_steps, device=device).run(policy)
 
 
 def mean_and_std(episodes: EpisodeBatch) -> tuple[float, float]:
@@ -265,7 +305,7 @@ def main() -> None:
     out = Path(sys.argv[2])
     seed = int(out.stem.removeprefix("seed_"))
     torch.set_num_threads(1)
-    if job["contender"] == "sb3-zoo":
+    if job["contender"] in PEERS:
         result = train_peer(job, seed)
     else:
         with tempfile.TemporaryDirectory() as folder:

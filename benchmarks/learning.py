@@ -82,7 +82,7 @@ def main() -> None:
     contender = parser.add_mutually_exclusive_group(required=True)
     contender.add_argument("--config", help="a file, or the name of a shipped configuration")
     contender.add_argument("--zoo-settings", action="store_true", help="rlmods with the settings of sb3-zoo")
-    contender.add_argument("--peer", choices=["sb3-zoo"])
+    contender.add_argument("--peer", choices=["sb3-zoo", "sb3-zoo-ppo"])
     parser.add_argument(
         "--override", nargs="*", default=[], metavar="KEY=VALUE", help="dotted keys of the configuration"
     )

@@ -182,6 +182,7 @@ def _spectrum(module: OffPolicyLinear, seen: LinearTransitions) -> dict[str, flo
 
 
 def _of_chains(rollout: Rollout, chains: slice) -> Rollout:
-    fields: Any = rollout[:-2]  # all but the clocks
-    columns: dict[str, Any] = {name: field[:, chains] for name, field in zip(Rollout._fields, fields, strict=False)}
+    columns: dict[str, Any] = {
+        name: field[:, chains] for name, field in rollout._asdict().items() if isinstance(field, Tensor)
+    }
     return rollout._replace(**columns)

@@ -28,6 +28,7 @@ def small(algorithm: type[LinearTD]) -> tuple[LinearTD, Rollout]:
         "rlmods/TorusGobletGhost-v0",
         100,
         num_envs=3,
+        n_steps=4,
         gamma=0.9,
         env_kwargs={"feature_dim": 8, "actor_feature_dim": 4, "max_episode_steps": 5},
     )

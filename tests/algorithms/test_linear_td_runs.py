@@ -174,7 +174,7 @@ def test_safeguards_are_silent_on_a_healthy_run(tmp_path: Path) -> None:
 
 
 def test_a_learning_rate_that_moves_nothing_is_said(tmp_path: Path) -> None:
-    data = make_data(30)
+    data = make_data(30, env={"feature_dim": 32, "actor_feature_dim": 8})
     guard = LivenessGuard()
     fit(tmp_path, data, make_model(data, learning_rate=1e-9, actor_learning_rate=1e-9), guard)
     assert "inert_update" in " ".join(warnings_of(guard))

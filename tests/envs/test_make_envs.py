@@ -83,7 +83,11 @@ def test_spec_holds_plain_values() -> None:
     [
         (DISCRETE, DISCRETE, r"observes Discrete.*Expected a Box or a Dict of Boxes.*FlattenObservation"),
         (gym.spaces.Dict(a=gym.spaces.Dict(b=BOX)), DISCRETE, r"observes Dict.*FlattenObservation"),
-        (BOX, gym.spaces.MultiDiscrete([[2, 2]]), r"acts in MultiDiscrete.*Expected a Discrete, a flat MultiDiscrete"),
+        (
+            BOX,
+            gym.spaces.MultiDiscrete(np.array([[2, 2]])),
+            r"acts in MultiDiscrete.*Expected a Discrete, a flat MultiDiscrete",
+        ),
         (BOX, gym.spaces.MultiDiscrete([2, 2], start=[0, 1]), r"acts in MultiDiscrete.*from 0, or a Box of floats"),
         (BOX, gym.spaces.Box(0, 5, (2,), np.int32), r"acts in Box.*TransformAction"),
     ],
