@@ -7,11 +7,11 @@ A user's own module that returns the same names gets the same curves and the sam
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.aggregation import MeanMetric
 
 
 class Curve(NamedTuple):
@@ -21,19 +21,12 @@ class Curve(NamedTuple):
     of_interval: Callable[[Tensor], Tensor]  # [iterations] → scalar
 
 
-def _mean(values: Tensor) -> Tensor:
-    # By default torchmetrics drops a NaN, so that a broken run looks healthy, and waits for the other processes.
-    metric = MeanMetric(nan_strategy="disable", sync_on_compute=False).to(values.device)
-    metric.update(values)
-    return torch.as_tensor(metric.compute())
-
-
 def _last(values: Tensor) -> Tensor:
     return values[-1]
 
 
-_MEAN = Curve(lambda signal: signal.float().mean(), _mean)
-_ABSOLUTE_MEAN = Curve(lambda signal: signal.float().abs().mean(), _mean)
+_MEAN = Curve(lambda signal: signal.float().mean(), torch.mean)
+_ABSOLUTE_MEAN = Curve(lambda signal: signal.float().abs().mean(), torch.mean)
 _MAXIMUM = Curve(lambda signal: signal.float().amax(), torch.amax)
 _STATE = Curve(lambda signal: signal.float().mean(), _last)
 
@@ -137,6 +130,7 @@ METRIC_BOUNDS: dict[str, tuple[float, float]] = {
 }
 
 
+@cache
 def curves(name: str) -> Mapping[str, Curve]:
     """The curves of a signal by tag, empty for a name outside the vocabulary.
 

@@ -223,13 +223,13 @@ class PPO(Algorithm):
         learning_rates = [self.set_learning_rate(optimizer, rate) for optimizer in optimizers]
         clip_range = annealed(progress, self.clip_range, self.clip_range_schedule)
 
-        segments, of_rollout = self.segments(batch)
         number = max(1, batch.valid.numel() // self.batch_size)
+        segments, of_rollout = self._prepared(batch, number)
         updates: list[dict[str, Tensor]] = []
         epoch = 0
         for epoch in range(1, self.n_epochs + 1):
             if epoch > 1 and self.vtrace_rho_bar is not None:
-                segments, _ = self.segments(batch)
+                segments, _ = self._prepared(batch, number)
             made, is_far = self._epoch(
                 optimizers, self.minibatches(segments, number, progress), clip_range, counts=epoch == 1
             )
@@ -268,12 +268,17 @@ class PPO(Algorithm):
             updates.append(signals)
         return updates, False
 
+    def _prepared(self, batch: Rollout, number: int) -> tuple[Segments, dict[str, Tensor]]:
+        """Segments and signals; where there is one mini-batch its advantages are standardised once for all epochs."""
+        segments, signals = self.segments(batch)
+        return (self._normalized(segments) if number == 1 else segments), signals
+
     def minibatches(self, segments: Segments, number: int, progress: float) -> Iterator[Segments]:
         """Some mini-batches of equal size: a permutation of all segments, or drawn by their priority."""
         length, num_segments = segments.begins.shape
         size = num_segments // number
         if number == 1:
-            yield self._normalized(segments)
+            yield segments
         elif self.prio_alpha > 0.0:
             probability = segment_probabilities(segments.advantage, self.prio_alpha)
             weight = segment_weight(probability, self.prio_beta0 + (1.0 - self.prio_beta0) * progress)
