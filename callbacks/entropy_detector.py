@@ -18,6 +18,8 @@ _COIN = 0.25
 # Times its smallest so far: a σ that began wide and wanders is a setting.
 _GROWN = 1.5
 _AT_ENDS = 0.95
+# Share of the best evaluation that must be lost, until a wide σ is held to be what costs it.
+_LOST = 0.25
 
 
 class EntropyWindow(NamedTuple):
@@ -59,6 +61,7 @@ class EntropyDetector:
         """Start anew: at the beginning, and after the weights have jumped."""
         self.above = Confirmation(2, 2)
         self.outrun = Confirmation(3, 3)
+        self.costly = Confirmation(3, 3)
         self.low = Confirmation(self.windows, self.windows)
         self.at_ends = Confirmation(self.windows, self.windows)
         self.start = math.nan  # the first entropy
@@ -100,6 +103,7 @@ class EntropyDetector:
         if not (window.is_gaussian and math.isfinite(window.largest) and any(is_wide)):
             self.best_shares = []
             self.outrun.update(False)
+            self.costly.update(False)
             return []
         shares = [mean / std for mean, std in zip(window.means, stds, strict=True)]
         best = self.best_shares or [0.0] * len(shares)
@@ -108,14 +112,13 @@ class EntropyDetector:
             now > before and now > _GROWN * least
             for now, before, least in zip(stds, last or stds, self.least_stds, strict=True)
         ]
-        found = [
-            action
-            for action, share in enumerate(shares)
-            if is_wide[action] and grows[action] and share < max(_COIN, 0.5 * self.best_shares[action])
-        ]
-        is_outrun = self.outrun.update(bool(found))
+        spreads = [action for action in range(len(stds)) if is_wide[action] and grows[action]]
+        is_outrun = self.outrun.update(
+            any(shares[action] < max(_COIN, 0.5 * self.best_shares[action]) for action in spreads)
+        )
+        is_costly = self.costly.update(bool(spreads) and self._has_fallen(window))
         worst = max(range(len(stds)), key=lambda action: stds[action])
-        evidence = {
+        evidence: dict[str, Any] = {
             "entropy": window.entropy,
             "largest": window.largest,
             "std": stds,
@@ -136,11 +139,26 @@ class EntropyDetector:
                 "a bounded distribution"
             )
             return [Verdict("sigma_outruns_mean", Severity.WARN, message, evidence)]
+        if is_costly:
+            message = (
+                f"{what} and grows, and the evaluation has fallen from {self.rewards[1]:.4g} to "
+                f"{window.mean_reward:.4g}: more and more actions are draws that the ends of their range cut off. "
+                "Lower ent_coef, keep log σ out of Muon, or take a bounded distribution"
+            )
+            evidence |= {"mean_reward": window.mean_reward, "best_reward": self.rewards[1], "lost": _LOST}
+            return [Verdict("sigma_costs_return", Severity.WARN, message, evidence)]
         message = (
             f"{what}: most actions are clipped to the ends of their range. As long as |μ| keeps up "
             f"({shares[worst]:.2g} of σ) that is a policy of extremes, and KL and entropy mean less than they look"
         )
         return [Verdict("sigma_beyond_box", Severity.INFO, message, evidence)]
+
+    def _has_fallen(self, window: EntropyWindow) -> bool:
+        """Whether the last evaluation is far below the best one; also where the best was the first, a warm start's."""
+        if not (self.rewards and math.isfinite(window.mean_reward)):
+            return False
+        first, best = self.rewards
+        return window.mean_reward < best - _LOST * max(abs(first), abs(best))
 
     # Lower end
 
@@ -202,5 +220,5 @@ class EntropyDetector:
             setattr(self, name, state_dict["values"][name])
 
 
-_CONFIRMATIONS = ("above", "outrun", "low", "at_ends")
+_CONFIRMATIONS = ("above", "outrun", "costly", "low", "at_ends")
 _VALUES = ("start", "rewards", "last_stds", "least_stds", "best_shares")

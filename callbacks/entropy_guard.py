@@ -29,11 +29,11 @@ class EntropyGuard(Safeguard):
 
     - `entropy_above_bound`, a bound: no distribution over n actions has more than log n, no density on the cube
       [−1, 1]^A more than A log 2.
-    - `sigma_beyond_box`, for information, and `sigma_outruns_mean`, a warning: of a Gaussian that the environment
-      clips, whose entropy is that before the clip and has no bound. σ beyond twice half the range clips most actions;
-      as long as |μ| grows with it, the policy is one of extremes and may be good. Where σ is half as large again as
-      it once was and still grows in three iterations, and |μ|/σ is below 0.25 or half of its best, actions are coin
-      flips.
+    - `sigma_beyond_box`, for information, and `sigma_outruns_mean` and `sigma_costs_return`, warnings: of a Gaussian
+      that the environment clips, whose entropy is that before the clip and has no bound. σ beyond twice half the range
+      clips most actions; as long as |μ| grows with it, the policy is one of extremes and may be good. Where σ is half
+      as large again as it once was and still grows in three iterations, and |μ|/σ is below 0.25 or half of its best,
+      actions are coin flips; where the last evaluation is a quarter below the best, they cost return.
     - `entropy_collapse`, a warning: far below its own start, and the last evaluation has lost half of what was gained,
       or never gained anything. A policy that solves its task may be deterministic.
     - `saturated_actions`, for information: above 95 % of one action at the ends of its range.

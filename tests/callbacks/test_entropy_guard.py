@@ -21,6 +21,7 @@ from rlmods.types import EnvSpec, Rollout
 
 INFO = Severity.INFO
 BEYOND, OUTRUNS = ("sigma_beyond_box", INFO), ("sigma_outruns_mean", WARN)
+COSTLY = ("sigma_costs_return", WARN)
 DISCRETE = EntropyWindow(0.5, math.log(2.0), [], [], [], 10.0)
 BOUNDED = EntropyWindow(0.6, math.log(2.0), [0.6], [0.2], [0.1], 10.0)
 
@@ -78,6 +79,21 @@ def test_sigma_that_outruns_the_mean() -> None:
     """From |μ|/σ = 0.6 to below half of it: 60/201 = 0.2985 in the third iteration, 60/202 in the next two."""
     windows = [gaussian(std, 60.0, 4) for std in (100.0, 150.0, 201.0, 202.0, 203.0)]
     assert said(*windows) == [[BEYOND], [BEYOND], [BEYOND], [BEYOND], [OUTRUNS]]
+
+
+def test_sigma_that_grows_while_the_return_falls() -> None:
+    """|μ|/σ stays 0.8 throughout; a quarter of 1.6 is lost below 1.2."""
+    stds = (1.5, 2.1, 2.5, 2.9, 3.3, 3.7)
+    evaluations = (1.6, 1.6, 1.19, 1.19, 1.19, 1.19)
+    windows = [gaussian(*pair)._replace(mean_reward=mean) for pair, mean in zip(_pairs(stds), evaluations, strict=True)]
+    # 2.25 is half as large again as 1.5: from the third iteration on it is wide, grown and fallen.
+    assert said(*windows) == [[], [BEYOND], [BEYOND], [BEYOND], [COSTLY], [COSTLY]]
+    steady = [window._replace(mean_reward=1.21) for window in windows]
+    assert said(windows[0], *steady[1:]) == [[], *[[BEYOND]] * 5]
+
+
+def _pairs(stds: tuple[float, ...]) -> list[tuple[float, float]]:
+    return [(std, 0.8 * std) for std in stds]
 
 
 def test_a_wide_start_that_does_not_grow_is_left_alone() -> None:
