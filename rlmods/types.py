@@ -236,7 +236,7 @@ class ExperienceSource(Protocol):
         ...
 
     def rollout_statistics(self) -> dict[str, float]:
-        """Means over the last 100 training episodes, by tag; empty before the first has ended."""
+        """Means over the last 100 (or N, where more) training episodes, by tag; empty before the first has ended."""
         ...
 
 
@@ -283,7 +283,7 @@ class TrainingEnvironments(Protocol):
         ...
 
     def episode_returns(self) -> list[float]:
-        """Of the last 100 training episodes that have ended, oldest first."""
+        """Of the last 100 (or N, where more) training episodes that have ended, oldest first."""
         ...
 
 

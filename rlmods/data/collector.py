@@ -126,7 +126,7 @@ class Collector:
         self.environments.close()
 
     def rollout_statistics(self) -> dict[str, float]:
-        """Means over the last 100 finished episodes, by tag; empty before the first."""
+        """Means over the last 100 (or N, where more) finished episodes, by tag; empty before the first."""
         return self.episodes.means()
 
     def state_dict(self) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class ReplayDataModule(ExperienceDataModule):
         return self.updates_per_iteration * self.batch_size / self.steps_per_iteration
 
     def rollout_statistics(self) -> dict[str, float]:
-        """Means over the last 100 training episodes of this process, by tag; empty before the first has ended."""
+        """Means over the last 100 (or N, where more) training episodes of this process, by tag."""
         return {} if self.collector is None else self.collector.rollout_statistics()
 
     def collection_seconds(self) -> CollectionSeconds:

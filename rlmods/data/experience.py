@@ -152,7 +152,7 @@ class ExperienceDataModule(LightningDataModule):
         return fingerprint_of({"iterations": self.iterations, "env_steps": self._env_steps, "collector": state})
 
     def episode_returns(self) -> list[float]:
-        """Returns of the last 100 training episodes of this process that have ended, oldest first."""
+        """Returns of the last 100 (or N, where more) ended training episodes of this process, oldest first."""
         return [] if self.collector is None else self.collector.episodes.returns.values().tolist()
 
     # Lightning's hooks

@@ -99,7 +99,7 @@ class RolloutDataModule(ExperienceDataModule):
         self.collector: RolloutCollector | None = None
 
     def rollout_statistics(self) -> dict[str, float]:
-        """Means over the last 100 training episodes of this process, by tag; empty before the first has ended."""
+        """Means over the last 100 (or N, where more) training episodes of this process, by tag."""
         return {} if self.collector is None else self.collector.episodes.means()
 
     def collection_seconds(self) -> CollectionSeconds:
