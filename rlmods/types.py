@@ -81,6 +81,7 @@ class Minibatch(NamedTuple):
 
     transition: Transition  # [B, ...]
     importance_weight: Tensor  # [B] float32
+    by_expert: Tensor | None = None  # [B] bool, whether the expert chose the action; None where there is no expert
 
 
 class ReplayBatch(NamedTuple):
@@ -91,6 +92,7 @@ class ReplayBatch(NamedTuple):
     importance_weight: Tensor  # [K, B] float32
     env_steps: int  # environment steps of the whole run, over all processes
     progress: float  # env_steps as a fraction of the budget, 0 to 1
+    by_expert: Tensor | None = None  # [K, B] bool, whether the expert chose the action; None where there is no expert
 
     @property
     def num_updates(self) -> int:
@@ -102,9 +104,10 @@ class ReplayBatch(NamedTuple):
         # unbind makes all K views of a field in one call: a tenth of the cost of indexing each.
         fields = [_unbind(field) for field in self.transition]
         weights = self.importance_weight.unbind()
+        flags = [None] * self.num_updates if self.by_expert is None else self.by_expert.unbind()
         return [
-            Minibatch(Transition(*fields_of_one), weight)
-            for fields_of_one, weight in zip(zip(*fields, strict=True), weights, strict=True)
+            Minibatch(Transition(*fields_of_one), weight, flag)
+            for fields_of_one, weight, flag in zip(zip(*fields, strict=True), weights, flags, strict=True)
         ]
 
 
@@ -195,6 +198,15 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class CarefulPolicy(Policy, Protocol):
+    """A policy that explores less where the environment says that exploration is lethal."""
+
+    def act_with_care(self, observation: Observation, care: Tensor, *, env_steps: int) -> Tensor:
+        """As `act` with exploration, but less of it in the environments `[N]` bool that need care."""
+        ...
+
+
+@runtime_checkable
 class DecidingPolicy(Policy, Protocol):
     """A policy that also says how probable its choice was, and may remember."""
 
@@ -269,6 +281,55 @@ class ReplaySource(Protocol):
     def uses_per_transition(self) -> float:
         """How often a transition is drawn on average, as configured: updates · batch size / transitions collected."""
         ...
+
+
+@runtime_checkable
+class MeasuresReplay(Protocol):
+    """A data module that counts what it draws from its replay, of this process."""
+
+    @property
+    def replay_ratio(self) -> float | None:
+        """Transitions drawn for each new one, since learning began; None before the first draw."""
+        ...
+
+
+class MixtureTotals(NamedTuple):
+    """What network and expert have done in a training so far, of this process."""
+
+    frames_by_network: int
+    frames_by_expert: int
+    reward_by_network: float  # on the frames where the network acted
+    reward_by_expert: float
+
+
+@runtime_checkable
+class MixtureSource(Protocol):
+    """A data module in whose environments either the network or an expert acts, frame by frame."""
+
+    def mixture_totals(self) -> MixtureTotals:
+        """Since the beginning of the run."""
+        ...
+
+
+@runtime_checkable
+class ExpertShareControl(Protocol):
+    """A data module whose expert share somebody may override; the schedule goes on counting."""
+
+    expert_share_override: float | None  # in [0, 1]; None is the schedule
+
+
+@runtime_checkable
+class ExplorationControl(Protocol):
+    """A module whose exploration somebody may override; the schedule goes on counting."""
+
+    exploration_override: float | None  # in [0, 1]; None is the schedule
+
+
+@runtime_checkable
+class LearningRateControl(Protocol):
+    """A module whose learning rates somebody may scale; the schedule goes on counting."""
+
+    learning_rate_scale: float  # at least 0; 1 is the schedule
 
 
 @runtime_checkable
