@@ -79,3 +79,48 @@ def test_a_horizon_beyond_the_end_is_monte_carlo(rewards: list[float], gamma: fl
         monte_carlo.append(total)
     torch.testing.assert_close(returns.reward[:, 0], torch.tensor(monte_carlo[::-1]), rtol=1e-4, atol=1e-4)
     assert not returns.discount.any()
+
+
+def test_golden_a_horizon_ends_before_somebody_elses_action() -> None:
+    """γ = 0.5, n = 3, rewards 1 2 4 8 16, the expert acts at t = 2. t = 0: 1 + 0.5·2 = 2, then γ². t = 1: 2, then γ.
+
+    t = 2: 4, then γ. t = 3: 8 + 0.5·16 = 16, and its horizon is still open.
+    """
+    none = torch.zeros(5, 1, dtype=torch.bool)
+    actor = torch.tensor([[0], [0], [1], [0], [0]])
+    returns = n_step_return(column(1, 2, 4, 8, 16), none, none, gamma=0.5, n_steps=3, actor=actor)
+    assert returns.reward[:, 0].tolist() == [2.0, 2.0, 4.0, 16.0, 16.0]
+    assert returns.discount[:, 0].tolist() == [0.25, 0.5, 0.5, 0.25, 0.5]
+    assert returns.last[:, 0].tolist() == [1, 1, 2, 4, 4]
+    assert returns.ended[:, 0].tolist() == [True, True, True, False, False]
+
+
+def test_golden_an_episode_that_ends_before_somebody_else_acts_does_not_bootstrap() -> None:
+    terminated = torch.tensor([[False], [True], [False]])
+    actor = torch.tensor([[0], [0], [1]])
+    none = torch.zeros_like(terminated)
+    returns = n_step_return(column(1, 2, 4), terminated, none, gamma=0.5, n_steps=3, actor=actor)
+    assert returns.reward[:, 0].tolist() == [2.0, 2.0, 4.0]
+    assert returns.discount[:2, 0].tolist() == [0.0, 0.0]
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10), st.booleans()), min_size=1, max_size=12), st.integers(1, 6))
+def test_an_actors_horizon_is_that_of_episodes_truncated_where_the_actor_changes(
+    rows: list[tuple[float, bool]], n_steps: int
+) -> None:
+    reward, actor = (torch.tensor(values).unsqueeze(1) for values in zip(*rows, strict=True))
+    none = torch.zeros_like(actor)
+    changes = torch.cat([actor[1:] != actor[:-1], none[:1]])
+    mixed = n_step_return(reward, none, none, 0.9, n_steps, actor=actor)
+    cut = n_step_return(reward, none, changes, 0.9, n_steps)
+    assert torch.equal(mixed.reward, cut.reward)
+    assert torch.equal(mixed.discount, cut.discount)
+    assert torch.equal(mixed.last, cut.last)
+
+
+@given(steps, st.integers(1, 6))
+def test_one_actor_is_as_nobody_asked(rows: list[tuple[float, bool, bool]], n_steps: int) -> None:
+    reward, terminated, truncated = (torch.tensor(values).unsqueeze(1) for values in zip(*rows, strict=True))
+    alone = n_step_return(reward, terminated, truncated, 0.9, n_steps, actor=torch.ones_like(terminated))
+    for mine, theirs in zip(alone, n_step_return(reward, terminated, truncated, 0.9, n_steps), strict=True):
+        assert torch.equal(mine, theirs)
