@@ -1,5 +1,6 @@
-"""What values can be: bounds that hold for every policy, from the transitions that were seen."""
+"""What values can be: bounds that hold for every policy, from the transitions that were seen or from bounds of the rewards."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -83,3 +84,39 @@ def explained_variance(target: Tensor, error: Tensor) -> Tensor:
     variance = target.var(correction=0)
     ratio = 1.0 - error.var(correction=0) / variance
     return ratio.where(variance > 1e-12 * target.square().mean(), torch.nan)
+
+
+def discounted_value_bounds(
+    reward_low: float, reward_high: float, gamma: float, max_episode_steps: int | None = None
+) -> tuple[float, float]:
+    """What a value can be, before any transition was seen: Σ γᵗ rₜ over at most T steps, or for ever.
+
+    [min(0, r_low·h), max(0, r_high·h)] with h = (1 − γ^T)/(1 − γ), and 1/(1 − γ) for ever; 0 is what follows an end. It
+    is the interval of `value_interval` for transitions with these rewards, in one step or in n.
+
+    Args:
+        reward_low: lowest reward of a step.
+        reward_high: highest reward of a step.
+        gamma: discount of a step, in [0, 1].
+        max_episode_steps: T, where the episode is terminated after it. Of a time limit, at which an episode is truncated
+            and its value goes on, leave it out.
+
+    Returns:
+        Low and high; infinite on the side on which nothing fades: γ = 1 without an end.
+
+    Raises:
+        ValueError: where a number is outside its range.
+    """
+    if not reward_low <= reward_high:
+        raise ValueError(f"got rewards from {reward_low} to {reward_high}, expected a lowest and a highest in order")
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"got gamma = {gamma}, expected a discount in [0, 1]")
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ValueError(f"got max_episode_steps = {max_episode_steps}, expected at least 1, or None")
+    if gamma == 1.0:
+        steps = math.inf if max_episode_steps is None else float(max_episode_steps)
+    else:
+        faded = 0.0 if max_episode_steps is None else gamma**max_episode_steps
+        steps = (1.0 - faded) / (1.0 - gamma)
+    # 0 · ∞ would be NaN.
+    return (reward_low * steps if reward_low < 0.0 else 0.0, reward_high * steps if reward_high > 0.0 else 0.0)

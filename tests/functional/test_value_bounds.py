@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlmods.functional.value_bounds import (
     ValueInterval,
+    discounted_value_bounds,
     explained_variance,
     longest_bootstrap,
     soft_value_interval,
@@ -118,6 +119,37 @@ def test_soft_targets_of_values_below_the_end_stay_below(
     high = soft_interval(reward, discount, bonus).high
     target = reward + discount * (high + below + bonus)
     assert bool((target <= high + 1e-4 * max(float(high.abs()), 1.0)).all())
+
+
+def test_golden_bounds_before_training() -> None:
+    """1/(1 − 0.99) = 100; three steps with 0.5 make 1 + 0.5 + 0.25 = 1.75; without a discount T steps make T."""
+    assert discounted_value_bounds(1.0, 1.0, 0.99) == pytest.approx((0.0, 100.0))
+    assert discounted_value_bounds(-16.0, -2.0, 0.9) == pytest.approx((-160.0, 0.0))
+    assert discounted_value_bounds(-1.0, 2.0, 0.5, 3) == (-1.75, 3.5)
+    assert discounted_value_bounds(-1.0, 2.0, 1.0, 200) == (-200.0, 400.0)
+    assert discounted_value_bounds(-1.0, 0.0, 1.0) == (-math.inf, 0.0)
+
+
+@given(st.floats(-10, 0, width=32), st.floats(0, 10, width=32), st.floats(0, 0.9375, width=32))
+def test_bounds_before_training_are_those_of_transitions_with_such_rewards(
+    low: float, high: float, gamma: float
+) -> None:
+    seen = value_interval(torch.tensor([low, high]), torch.full((2,), gamma))
+    expected = discounted_value_bounds(low, high, gamma)
+    assert [float(seen.low), float(seen.high)] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1.0, -1.0, 0.9), "rewards from 1.0 to -1.0"),
+        ((0.0, 1.0, 1.5), "gamma = 1.5, expected a discount"),
+        ((0.0, 1.0, 0.9, 0), "max_episode_steps = 0, expected at least 1"),
+    ],
+)
+def test_bounds_of_impossible_numbers_are_refused(arguments: tuple[float, float, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        discounted_value_bounds(*arguments)
 
 
 def test_golden_explained_variance() -> None:
