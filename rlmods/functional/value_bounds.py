@@ -1,4 +1,4 @@
-"""What values can be: bounds that hold for every policy, from the transitions that were seen or from bounds of the rewards."""
+"""What values can be: bounds that hold for every policy, from transitions or from bounds of the rewards."""
 
 import math
 from typing import NamedTuple
@@ -98,8 +98,8 @@ def discounted_value_bounds(
         reward_low: lowest reward of a step.
         reward_high: highest reward of a step.
         gamma: discount of a step, in [0, 1].
-        max_episode_steps: T, where the episode is terminated after it. Of a time limit, at which an episode is truncated
-            and its value goes on, leave it out.
+        max_episode_steps: T, where the episode is terminated after it. Leave a time limit out: a truncated episode's
+            value goes on.
 
     Returns:
         Low and high; infinite on the side on which nothing fades: γ = 1 without an end.
