@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlmods.data.flags import FlagRing
 from rlmods.data.frames import FrameStore, pixel_arrays, with_frame_numbers
 from rlmods.data.priorities import Index, PriorityTree
 from rlmods.functional.priorities import annealed_beta, importance_weight, td_error_priority
@@ -24,15 +25,19 @@ class ReplayBuffer:
     Pixels (uint8 `[C, H, W]`) are not in the row: their frames are stored once, for all the stacks that they are part
     of, and the row holds their numbers. Where episodes are so short that the frames run out before the rows do, the
     buffer holds fewer transitions than its capacity.
+
+    Attributes:
+        by_expert: Whether an expert chose the action of each transition; None where the buffer does not store it.
     """
 
-    def __init__(self, spec: EnvSpec, buffer_size: int, *, seed: int) -> None:
+    def __init__(self, spec: EnvSpec, buffer_size: int, *, seed: int, stores_expert: bool = False) -> None:
         """Allocate the ring.
 
         Args:
             spec: What one transition holds. Observations keep their dtype.
             buffer_size: Capacity in transitions, at least 1.
             seed: Of the draws, which touch no global random state.
+            stores_expert: Whether to store who chose the actions, a byte each.
 
         Raises:
             ValueError: `buffer_size` is below 1 or does not fit into the memory that is available.
@@ -41,6 +46,7 @@ class ReplayBuffer:
         self.capacity = buffer_size
         self.inserted = 0  # transitions ever inserted
         self.frames = FrameStore(spec, buffer_size)
+        self.by_expert = FlagRing(buffer_size) if stores_expert else None
         self._rows = np.zeros(buffer_size, dtype=_row_dtype(with_frame_numbers(spec)))
         self._given = np.empty(0, dtype=_row_dtype(spec))  # the layout of what `extend` is given
         self._generator = np.random.default_rng(seed)
@@ -74,14 +80,19 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return self.inserted - self.oldest
 
-    def extend(self, transitions: Transition) -> None:
+    def extend(self, transitions: Transition, by_expert: Tensor | None = None) -> None:
         """Insert transitions `[M]`, the oldest first; where M exceeds the capacity, the last ones stay.
+
+        Args:
+            transitions: `[M, ...]`.
+            by_expert: `[M]` bool, whether an expert chose the action, where the buffer stores it.
 
         Raises:
             ValueError: A field has another shape, dtype or set of keys than the spec says. Nothing was written then.
         """
         num = transitions.reward.shape[0]
         _check_fields(self._given, transitions)
+        self._write_flags(by_expert, num)
         stored = self.frames.insert(self.inserted, transitions)
         self._write(self.inserted, stored, kept=min(num, self.capacity))
         self.inserted += num
@@ -102,6 +113,10 @@ class ReplayBuffer:
         index = self._draw(num_batches, batch_size)
         transition = self.frames.take(_transition(self._rows.take(index)))
         return ReplaySample(transition, torch.from_numpy(index), self._importance_weight(index, progress))
+
+    def expert_flags(self, index: Tensor) -> Tensor | None:
+        """Slots `[K, B]`, as drawn, to whether an expert chose their actions, `[K, B]` bool; None where not stored."""
+        return None if self.by_expert is None else torch.from_numpy(self.by_expert.take(index.numpy()))
 
     def feedback(self, index: Tensor, td_error: Tensor) -> None:
         """Uniform replay learns nothing from TD errors."""
@@ -175,6 +190,18 @@ class ReplayBuffer:
             self._ones = torch.ones(index.shape)
         return self._ones
 
+    def _write_flags(self, by_expert: Tensor | None, num: int) -> None:
+        if self.by_expert is None and by_expert is None:
+            return
+        if self.by_expert is None or by_expert is None:
+            given, stored = ("nothing", "stores") if by_expert is None else ("flags", "does not store")
+            raise ValueError(
+                f"got {given} of who chose the actions, but the buffer {stored} it: make it with "
+                f"stores_expert={by_expert is not None}"
+            )
+        _check_field("by_expert", by_expert, [num], np.dtype(np.bool_))
+        self.by_expert.write(self.inserted, by_expert)
+
     def _write(self, first: int, transitions: Transition, *, kept: int) -> None:
         """Of transitions `[M]`, number `first` and following, write the last `kept`."""
         num = transitions.reward.shape[0]
@@ -202,6 +229,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         prioritized_replay_alpha: float = 0.6,
         prioritized_replay_beta0: float = 0.4,
         prioritized_replay_eps: float = 1e-6,
+        stores_expert: bool = False,
     ) -> None:
         """Allocate the ring and the priorities.
 
@@ -212,6 +240,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             prioritized_replay_alpha: α, 0 (uniform) to 1 (in proportion to the TD error).
             prioritized_replay_beta0: β at the start of the run, 0 to 1; it ends at 1.
             prioritized_replay_eps: Added to the absolute TD error, above 0.
+            stores_expert: Whether to store who chose the actions.
 
         Raises:
             ValueError: As in `ReplayBuffer`, or one of the three is out of range.
@@ -220,7 +249,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         _check_unit_interval("prioritized_replay_beta0", prioritized_replay_beta0)
         if not 0.0 < prioritized_replay_eps < float("inf"):
             raise ValueError(f"prioritized_replay_eps is {prioritized_replay_eps}, expected a finite number above 0")
-        super().__init__(spec, buffer_size, seed=seed)
+        super().__init__(spec, buffer_size, seed=seed, stores_expert=stores_expert)
         self._alpha = prioritized_replay_alpha
         self._beta0 = prioritized_replay_beta0
         self._eps = prioritized_replay_eps
@@ -231,10 +260,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """Bytes that a buffer of this size takes, its priorities included."""
         return super().memory_bytes(spec, buffer_size) + PriorityTree.memory_bytes(buffer_size)
 
-    def extend(self, transitions: Transition) -> None:
+    def extend(self, transitions: Transition, by_expert: Tensor | None = None) -> None:
         """As in `ReplayBuffer`. New transitions get the maximum priority, so that each is likely to be seen once."""
         first, oldest = self.inserted, self.oldest
-        super().extend(transitions)
+        super().extend(transitions, by_expert)
         self._set_priorities(max(first, self.oldest), self.inserted, self._tree.maximum)
         # Transitions that have lost a frame are never drawn again.
         self._set_priorities(max(oldest, self.inserted - self.capacity), self.oldest, 0.0)

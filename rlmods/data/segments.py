@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rlmods.checkpoint_io import CheckpointWriteError, HashingFile
+from rlmods.data.flags import FlagRing
 from rlmods.data.frames import FrameRing
 from rlmods.data.replay import ReplayBuffer
 from rlmods.types import Transition
@@ -52,7 +53,7 @@ class ReplaySegments:
     def append(self, buffer: ReplayBuffer) -> dict[str, str]:
         """Write what was inserted since the last call or `load`: a file of each part, or more beyond `max_bytes`.
 
-        The transitions are a part, and so are the frames of each array of pixels.
+        The transitions are a part, and so are who chose their actions and the frames of each array of pixels.
 
         Returns:
             File name to sha256 of all segments that rebuild the buffer as it is now, the oldest of a part first.
@@ -152,7 +153,7 @@ class ReplaySegments:
 
 
 def _parts(buffer: ReplayBuffer) -> Iterator[_Part]:
-    """The transitions, then the frames: which of these are needed follows from the transitions, once they are there."""
+    """The transitions, then what belongs to them; which frames are needed follows from the transitions."""
     yield _Part(
         "transitions",
         "pt",
@@ -162,8 +163,22 @@ def _parts(buffer: ReplayBuffer) -> Iterator[_Part]:
         lambda first, last: {"transition": buffer.stored_rows(first, last)._asdict()},
         lambda first, content: buffer.restore_rows(first, Transition(**content["transition"])),
     )
+    if buffer.by_expert is not None:
+        yield _expert_part(buffer, buffer.by_expert)
     for i, (_, ring) in enumerate(sorted(buffer.frames.rings.items())):
         yield _frames_part(ring, f"frames{i}.pt", ring.first_needed(buffer.oldest))
+
+
+def _expert_part(buffer: ReplayBuffer, flags: FlagRing) -> _Part:
+    return _Part(
+        "flags of who acted",
+        "expert.pt",
+        buffer.oldest,
+        buffer.inserted,
+        1,
+        lambda first, last: {"by_expert": flags.between(first, last)},
+        lambda first, content: flags.write(first, content["by_expert"]),
+    )
 
 
 def _frames_part(ring: FrameRing, suffix: str, oldest: int) -> _Part:
