@@ -18,7 +18,8 @@ class NoisyLinear(nn.Linear):
     """y = (μʷ + σʷ ⊙ εʷ) x + μᵇ + σᵇ ⊙ εᵇ with factorised noise in training mode, else y = μʷ x + μᵇ.
 
     Equations 9 to 11: εʷᵢⱼ = f(εᵢ) f(εⱼ) and εᵇᵢ = f(εᵢ) with f(x) = sgn(x) √|x|. Initial values as in section 3.2: μ
-    uniform within ±1/√p, which is torch's own, and σ = σ₀/√p for p inputs. The noise comes from torch's global generator.
+    uniform within ±1/√p, which is torch's own, and σ = σ₀/√p for p inputs. The noise is drawn from
+    torch's global generator.
 
     Args:
         in_features: p.
