@@ -144,6 +144,22 @@ class Environments:
         rewards: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float64]] = env.rewards
         return rewards
 
+    def expert_action(self) -> npt.NDArray[np.int64] | None:
+        """What the environment's own expert would do now, `[N]`; None where it has none.
+
+        Where a game begins anew, it is that of the new game.
+        """
+        env: Any = self._vector_env.unwrapped
+        return np.array(env.expert_action(), np.int64) if hasattr(env, "expert_action") else None
+
+    def needs_care(self) -> npt.NDArray[np.bool_] | None:
+        """In which environments exploration is lethal now, `[N]`; None where the environment never says.
+
+        Where a game begins anew, it is that of the new game.
+        """
+        env: Any = self._vector_env.unwrapped
+        return np.array(env.needs_care(), np.bool_) if hasattr(env, "needs_care") else None
+
     def set_progress(self, progress: float) -> None:
         """Say how far the training is, 0 to 1, to environments that have a curriculum; others do not hear it.
 
