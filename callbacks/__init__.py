@@ -18,6 +18,7 @@ from rlmods.callbacks.kl_spike_pause import KLSpikePause
 from rlmods.callbacks.learning_curves import LearningCurves
 from rlmods.callbacks.liveness_guard import LivenessGuard
 from rlmods.callbacks.metric_range_guard import MetricRangeGuard
+from rlmods.callbacks.metrics_table import MetricsTable
 from rlmods.callbacks.non_finite_guard import NonFiniteGuard
 from rlmods.callbacks.policy_update_guard import PolicyUpdateGuard
 from rlmods.callbacks.policy_value_gap_guard import PolicyValueGapGuard
@@ -51,6 +52,7 @@ __all__ = [
     "LearningCurves",
     "LivenessGuard",
     "MetricRangeGuard",
+    "MetricsTable",
     "NonFiniteGuard",
     "PolicyUpdateGuard",
     "PolicyValueGapGuard",

@@ -98,6 +98,11 @@ class DQN(Algorithm):
         self.target_network = q_network(spec, hidden_sizes, dueling=dueling).requires_grad_(False)
         self.target_network.load_state_dict(self.q_network.state_dict())
 
+    def action_values(self, observation: Observation) -> Tensor:
+        """Q of observations `[M, *shape]`: `[M, n]`."""
+        value: Tensor = self.q_network(observation)
+        return value
+
     def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
         """ε-greedy actions `[N]` for observations `[N, *shape]`."""
         greedy_action: Tensor = self.q_network(observation).argmax(-1)
