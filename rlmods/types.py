@@ -312,6 +312,15 @@ class MixtureSource(Protocol):
 
 
 @runtime_checkable
+class ActionValues(Protocol):
+    """A module that has a value for each of n discrete actions."""
+
+    def action_values(self, observation: Observation) -> Tensor:
+        """Q of observations `[M, *shape]`, without exploration: `[M, n]`."""
+        ...
+
+
+@runtime_checkable
 class ExpertShareControl(Protocol):
     """A data module whose expert share somebody may override; the schedule goes on counting."""
 

@@ -49,6 +49,7 @@ def test_probe_states_are_the_first_and_stay() -> None:
 def test_probe_states_of_dicts() -> None:
     plain = batch_of(1.0, 2.0)
     observation = plain.transition.observation
+    assert isinstance(observation, Tensor)
     probe = ProbeStates(2)
     probe.collect(plain._replace(transition=plain.transition._replace(observation={"a": observation})))
 
