@@ -8,12 +8,15 @@ from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from rlmods.data.collector import Collector
+from rlmods.data.collector import Collected, Collector
 from rlmods.data.experience import REPLAY, TRAINING, ExperienceDataModule
 from rlmods.data.processes import sum_over_processes
 from rlmods.data.replay import PrioritizedReplayBuffer, ReplayBuffer
+from rlmods.data.replay_ratio import ReplayRatio
 from rlmods.data.segments import ReplaySegments
-from rlmods.data.settings import check_replay_settings, check_settings
+from rlmods.data.settings import check_replay_settings, check_settings, with_reward_bounds
+from rlmods.data.strata import StratifiedReplayBuffer, check_strata
+from rlmods.envs.environments import Environments
 from rlmods.types import CollectionSeconds, ReplayBatch
 
 
@@ -40,6 +43,13 @@ class ReplayDataModule(ExperienceDataModule):
         prioritized_replay_alpha: exponent of the priority; 0 is uniform.
         prioritized_replay_beta0: exponent of the importance weight at the start; it ends at 1.
         prioritized_replay_eps: added to the absolute TD error.
+        replay_strata: share of each mini-batch that is drawn from `recent`, `high_reward`, `before_end` and `uniform`
+            (`StratifiedReplayBuffer`); None draws uniformly, or by priority.
+        replay_strata_beta: exponent of the importance weights that take the strata back; 0 does not.
+        max_replay_ratio: transitions drawn for each new one since learning began, at most: an iteration makes fewer
+            than `updates_per_iteration` updates, or none, where it would be exceeded. None does not limit.
+        reward_bounds: the lowest and highest reward of one step, a hard bound, where the environment does not say it
+            itself; what may be known of a value follows from it.
         env_kwargs: arguments of the environment.
         vectorization: native where the environment has its own vector implementation, else sync or async.
         resize: height and width to which pixels are reduced, next to the environment's step.
@@ -51,7 +61,11 @@ class ReplayDataModule(ExperienceDataModule):
         ValueError: where a setting is outside its range, or the environment does not exist.
     """
 
-    fixed_settings = ("num_envs", "gamma", "n_steps", "buffer_size", "steps_per_iteration", "prioritized_replay")
+    fixed_settings = (
+        "num_envs", "gamma", "n_steps", "buffer_size", "steps_per_iteration", "prioritized_replay", "replay_strata",
+    )  # fmt: skip
+
+    stores_expert = False  # whether the replay stores who chose the actions
 
     def __init__(
         self,
@@ -72,6 +86,10 @@ class ReplayDataModule(ExperienceDataModule):
         prioritized_replay_alpha: float = 0.6,
         prioritized_replay_beta0: float = 0.4,
         prioritized_replay_eps: float = 1e-6,
+        replay_strata: dict[str, float] | None = None,
+        replay_strata_beta: float = 1.0,
+        max_replay_ratio: float | None = None,
+        reward_bounds: list[float] | None = None,
         env_kwargs: dict[str, Any] | None = None,
         vectorization: Literal["auto", "native", "sync", "async"] = "auto",
         resize: tuple[int, int] | None = None,
@@ -95,6 +113,10 @@ class ReplayDataModule(ExperienceDataModule):
         self.save_hyperparameters(logger=False)
         check_settings(self.hparams)
         check_replay_settings(self.hparams)
+        if replay_strata is not None:
+            check_strata(replay_strata, replay_strata_beta)
+        if reward_bounds is not None:
+            self.spec = with_reward_bounds(self.spec, reward_bounds)
         self.n_steps = n_steps
         self.buffer_size = buffer_size
         self.batch_size = batch_size
@@ -104,9 +126,13 @@ class ReplayDataModule(ExperienceDataModule):
         self.prioritized_replay_alpha = prioritized_replay_alpha
         self.prioritized_replay_beta0 = prioritized_replay_beta0
         self.prioritized_replay_eps = prioritized_replay_eps
+        self.replay_strata = replay_strata
+        self.replay_strata_beta = replay_strata_beta
+        self.max_replay_ratio = max_replay_ratio
         self.collector: Collector | None = None
         self.replay: ReplayBuffer | None = None
         self.segments: ReplaySegments | None = None
+        self.drawing = ReplayRatio(max_replay_ratio)
 
     # What is asked of it
 
@@ -123,7 +149,13 @@ class ReplayDataModule(ExperienceDataModule):
     @property
     def uses_per_transition(self) -> float:
         """How often a transition is drawn on average, as configured."""
-        return self.updates_per_iteration * self.batch_size / self.steps_per_iteration
+        wanted = self.updates_per_iteration * self.batch_size / self.steps_per_iteration
+        return wanted if self.max_replay_ratio is None else min(wanted, self.max_replay_ratio)
+
+    @property
+    def replay_ratio(self) -> float | None:
+        """Transitions drawn for each new one, as counted since learning began; None before the first draw."""
+        return self.drawing.value
 
     def rollout_statistics(self) -> dict[str, float]:
         """Means over the last 100 (or N, where more) training episodes of this process, by tag."""
@@ -144,31 +176,46 @@ class ReplayDataModule(ExperienceDataModule):
     def begin_fit(self, trainer: Trainer) -> None:
         """Build environments and replay."""
         environments = self.make_environments(self.num_envs)
-        seed = self.stream_seed(TRAINING)
-        self.collector = Collector(environments, gamma=self.gamma, n_steps=self.n_steps, seed=seed)
-        replay_class = PrioritizedReplayBuffer if self.prioritized_replay else ReplayBuffer
-        rank_zero_info(replay_class.describe(self.spec, self.buffer_size))
+        self.collector = self.make_collector(environments)
         self.replay = self._make_replay()
+        self.drawing = ReplayRatio(self.max_replay_ratio)
         self.segments = ReplaySegments(Path(trainer.log_dir or trainer.default_root_dir) / self._replay_folder_name())
+
+    def make_collector(self, environments: Environments) -> Collector:
+        """What steps the environments of the training."""
+        seed = self.stream_seed(TRAINING)
+        return Collector(environments, gamma=self.gamma, n_steps=self.n_steps, seed=seed)
 
     def iterate(self, trainer: Trainer) -> ReplayBatch:
         """Collect with the current policy, then draw."""
         collector, replay, _ = self._fitting()
         budget = ceil(self.total_env_steps / trainer.world_size)
-        transitions = collector.collect(
+        collected = collector.collect(
             self.policy(trainer),
             min(self.iterations * self.steps_per_iteration, budget),
             num_processes=trainer.world_size,
             device=trainer.strategy.root_device,
         )
-        replay.extend(transitions)
+        self._store(collected)
         self._env_steps = sum_over_processes(collector.env_steps, trainer)
         # The number of vector steps, not the size of the replay, which could differ between processes.
         vector_steps = self.iterations * self.steps_per_iteration // self.num_envs
         learns = self._env_steps >= self.learning_starts and vector_steps > self.n_steps
-        num_updates = self.updates_per_iteration if learns else 0
+        num_updates = 0
+        if learns:
+            inserted = len(collected.by_expert)
+            num_updates = self.drawing.take(self.updates_per_iteration, self.batch_size, inserted)
         sample = replay.sample(num_updates, self.batch_size, self.progress)
-        return ReplayBatch(*sample, env_steps=self._env_steps, progress=self.progress)
+        return ReplayBatch(
+            *sample,
+            env_steps=self._env_steps,
+            progress=self.progress,
+            by_expert=replay.expert_flags(sample.index),
+        )
+
+    def _store(self, collected: Collected) -> None:
+        _, replay, _ = self._fitting()
+        replay.extend(collected.transition, collected.by_expert if self.stores_expert else None)
 
     def end_fit(self) -> None:
         """Close the environments; what was collected stays."""
@@ -183,12 +230,18 @@ class ReplayDataModule(ExperienceDataModule):
             return None
         folder = self._replay_folder_name()
         files = {f"{folder}/{name}": sha256 for name, sha256 in self.segments.append(self.replay).items()}
-        return {"collector": self.collector.state_dict(), "replay": self.replay.state_dict(), "files": files}
+        return {
+            "collector": self.collector.state_dict(),
+            "replay": self.replay.state_dict(),
+            "drawing": self.drawing.state_dict(),
+            "files": files,
+        }
 
     def restore_process(self, state: dict[str, Any], trainer: Trainer) -> None:
         """Go on with the replay and the environments."""
         collector, replay, _ = self._fitting()
         replay.load_state_dict(state["replay"])
+        self.drawing.load_state_dict(state.get("drawing", self.drawing.state_dict()))
         self._load_transitions(state["files"], trainer)
         truncated = collector.load_state_dict(state["collector"])
         if truncated is not None:
@@ -196,7 +249,7 @@ class ReplayDataModule(ExperienceDataModule):
                 f"the state of {self.env_id} cannot be saved: the running episodes were truncated at environment step "
                 f"{self._env_steps}, and the run goes on with new ones"
             )
-            replay.extend(truncated)
+            self._store(truncated)
 
     def _load_transitions(self, files: dict[str, str], trainer: Trainer) -> None:
         _, replay, segments = self._fitting()
@@ -216,13 +269,26 @@ class ReplayDataModule(ExperienceDataModule):
         return self.collector, self.replay, self.segments
 
     def _make_replay(self) -> ReplayBuffer:
-        seed = self.stream_seed(REPLAY)
+        seed, size, stores_expert = self.stream_seed(REPLAY), self.buffer_size, self.stores_expert
+        if self.replay_strata is not None:
+            rank_zero_info(StratifiedReplayBuffer.describe(self.spec, size))
+            return StratifiedReplayBuffer(
+                self.spec,
+                size,
+                seed=seed,
+                replay_strata=self.replay_strata,
+                replay_strata_beta=self.replay_strata_beta,
+                stores_expert=stores_expert,
+            )
         if not self.prioritized_replay:
-            return ReplayBuffer(self.spec, self.buffer_size, seed=seed)
+            rank_zero_info(ReplayBuffer.describe(self.spec, size))
+            return ReplayBuffer(self.spec, size, seed=seed, stores_expert=stores_expert)
+        rank_zero_info(PrioritizedReplayBuffer.describe(self.spec, size))
         return PrioritizedReplayBuffer(
             self.spec,
-            self.buffer_size,
+            size,
             seed=seed,
+            stores_expert=stores_expert,
             prioritized_replay_alpha=self.prioritized_replay_alpha,
             prioritized_replay_beta0=self.prioritized_replay_beta0,
             prioritized_replay_eps=self.prioritized_replay_eps,

@@ -1,7 +1,10 @@
 """What a data module's settings must satisfy, said before anything is built."""
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
+
+from rlmods.types import EnvSpec
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -45,6 +48,49 @@ def check_replay_settings(settings: Mapping[str, Any]) -> None:
             "a start within the budget",
             "learning_starts 0 or more, below total_env_steps",
         )
+    if settings["replay_strata"] is not None and settings["prioritized_replay"]:
+        _refuse("replay_strata with prioritized_replay = True", "one of them", "prioritized_replay false")
+    limit = settings["max_replay_ratio"]
+    if limit is not None and not limit > 0.0:
+        _refuse(f"max_replay_ratio = {limit}", "a ratio above 0, or null for none", "max_replay_ratio 8")
+
+
+def check_expert_settings(settings: Mapping[str, Any]) -> None:
+    """The same, of a data module with an expert."""
+    share, floor = settings["expert_share"], settings["expert_share_floor"]
+    if not 0.0 <= share <= 1.0:
+        _refuse(f"expert_share = {share}", "a probability in [0, 1]", "expert_share 0.95")
+    if not 0.0 <= floor <= share:
+        _refuse(
+            f"expert_share_floor = {floor} with expert_share = {share}",
+            "a floor in [0, expert_share]: the share falls to it and never rises",
+            f"expert_share_floor {min(0.1, share):g}",
+        )
+    if not 0.0 < settings["expert_share_decay"] <= 1.0:
+        _refuse(
+            f"expert_share_decay = {settings['expert_share_decay']}", "a factor in (0, 1]", "expert_share_decay 0.996"
+        )
+    _check_counts(settings, ("expert_share_decay_steps",))
+    if not settings["expert_care_scale"] >= 0.0:
+        _refuse(f"expert_care_scale = {settings['expert_care_scale']}", "a factor from 0", "expert_care_scale 2")
+
+
+def with_reward_bounds(spec: EnvSpec, bounds: list[float]) -> EnvSpec:
+    """The spec with hard bounds of the reward of one step.
+
+    Raises:
+        ValueError: where they are none, or the environment states others itself.
+    """
+    if len(bounds) != 2 or not all(isfinite(bound) for bound in bounds) or bounds[0] > bounds[1]:
+        _refuse(f"reward_bounds = {bounds}", "two finite numbers, the lower one first", "reward_bounds '[-1, 1]'")
+    settings = spec.get("settings", {})
+    stated = settings.get("reward_bounds")
+    if stated is not None and [float(bound) for bound in stated] != [float(bound) for bound in bounds]:
+        raise ValueError(
+            f"got reward_bounds = {bounds}, but {spec['env_id']} itself states {stated}: leave "
+            "--data.init_args.reward_bounds out"
+        )
+    return EnvSpec(**{**spec, "settings": {**settings, "reward_bounds": [float(bound) for bound in bounds]}})
 
 
 def check_rollout_settings(settings: Mapping[str, Any], num_agents: int) -> None:

@@ -28,7 +28,7 @@ class Alternate:
 
 
 def collect(collector: Collector, policy: Alternate, until: int) -> Transition:
-    return collector.collect(policy, until, num_processes=1, device=CPU)
+    return collector.collect(policy, until, num_processes=1, device=CPU).transition
 
 
 def concatenate(parts: list[Transition]) -> Transition:
@@ -152,10 +152,10 @@ def test_where_environments_cannot_be_saved_the_running_episodes_are_truncated(n
     restored = make()
     truncated = restored.load_state_dict(collector.state_dict())
     assert truncated is not None
-    assert stored + len(truncated.reward) == 12
-    assert bool(truncated.truncated.all())
+    assert stored + len(truncated.transition.reward) == 12
+    assert bool(truncated.transition.truncated.all())
     # The horizons left, of both environments: n steps from the oldest open row, then ever fewer, bootstrapped.
     horizons = [float(h) for h in range(n_steps, 0, -1) for _ in range(2)]
-    assert truncated.discount.tolist() == [0.5**h for h in horizons]
+    assert truncated.transition.discount.tolist() == [0.5**h for h in horizons]
     assert len(collect(restored, Alternate(), 24).reward) > 0
     assert restored.env_steps == 24

@@ -96,7 +96,7 @@ def test_stacks_that_were_collected_come_back(mode: AutoresetMode, num_envs: int
     collector = Collector(Environments(vector_env, spec), gamma=0.9, n_steps=n_steps, seed=0)
     buffer = ReplayBuffer(spec, 150, seed=0)
     for until in range(20, 400, 20):
-        buffer.extend(collector.collect(Idle(), until, num_processes=1, device=torch.device("cpu")))
+        buffer.extend(collector.collect(Idle(), until, num_processes=1, device=torch.device("cpu")).transition)
         assert_transitions(buffer.sample(2, 32, 0.0).transition, n_steps)
     assert_transitions(buffer.rows(buffer.oldest, buffer.inserted), n_steps)
     assert len(buffer) == 150
