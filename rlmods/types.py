@@ -173,6 +173,7 @@ class EpisodeBatch(NamedTuple):
     start_observation: Observation  # [E, *shape]
     final_observation: Observation  # [E, *shape], the successor of the last step
     final_discount: Tensor  # [E] float32, γ^length where the episode was truncated, 0 where it terminated
+    expert_returns: Tensor | None = None  # [E] float64, of the environment's expert in the same episodes
 
 
 class StepResult(NamedTuple):
@@ -281,6 +282,14 @@ class ReplaySource(Protocol):
     def uses_per_transition(self) -> float:
         """How often a transition is drawn on average, as configured: updates · batch size / transitions collected."""
         ...
+
+
+@runtime_checkable
+class UpdateSettings(Protocol):
+    """What an algorithm's own settings must fit, of a data module with a replay."""
+
+    gamma: float  # discount of one step
+    updates_per_iteration: int  # mini-batches of an iteration, K
 
 
 @runtime_checkable

@@ -1,7 +1,16 @@
 """Collection, replay and evaluation, as Lightning data modules."""
 
 from rlmods.data.datamodule import ReplayDataModule
+from rlmods.data.expert import ExpertDataModule
 from rlmods.data.replay import PrioritizedReplayBuffer, ReplayBuffer
 from rlmods.data.rollouts import RolloutDataModule
+from rlmods.data.strata import StratifiedReplayBuffer
 
-__all__ = ["PrioritizedReplayBuffer", "ReplayBuffer", "ReplayDataModule", "RolloutDataModule"]
+__all__ = [
+    "ExpertDataModule",
+    "PrioritizedReplayBuffer",
+    "ReplayBuffer",
+    "ReplayDataModule",
+    "RolloutDataModule",
+    "StratifiedReplayBuffer",
+]

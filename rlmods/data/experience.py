@@ -18,10 +18,10 @@ from rlmods.data.processes import gather_objects
 from rlmods.envs.environments import Environments
 from rlmods.envs.make import env_spec, make_envs
 from rlmods.envs.worker_envs import WorkerEnvironments
-from rlmods.types import EnvSpec, Observation, Policy
+from rlmods.types import EnvSpec, Evaluator, Observation, Policy
 
 # Streams of randomness that are derived from one seed.
-TRAINING, REPLAY, VALIDATION, TEST = range(4)
+TRAINING, REPLAY, VALIDATION, TEST, EXPERT = range(5)
 
 
 class _Collector(Protocol):
@@ -325,19 +325,23 @@ class ExperienceDataModule(LightningDataModule):
             reward_dtype=reward_dtype,
         )
 
-    def _evaluator(self, stream: int) -> EpisodeEvaluator:
+    def _evaluator(self, stream: int) -> Evaluator:
         trainer = self.attached_trainer()
         render = self.video_folder is not None
         if stream not in self._evaluation_environments:
             self._evaluation_environments[stream] = self.make_environments(
                 ceil(self.eval_episodes / trainer.world_size), render=render
             )
+        return self.make_evaluator(self._evaluation_environments[stream], stream)
+
+    def make_evaluator(self, environments: Environments, stream: int) -> Evaluator:
+        """What plays the episodes of an evaluation."""
         return EpisodeEvaluator(
-            self._evaluation_environments[stream],
+            environments,
             gamma=self.gamma,
             seed=self.stream_seed(stream),
             env_steps=self._env_steps,
-            device=trainer.strategy.root_device,
+            device=self.attached_trainer().strategy.root_device,
             video_folder=self.video_folder,
         )
 
