@@ -50,6 +50,15 @@ SIGNALS: dict[str, Signal] = {
     "learning_rate": Signal("[]", "1", 0.0, math.inf, {"train/learning_rate": _STATE}),
     "exploration_rate": Signal("[]", "probability", 0.0, 1.0, {"rollout/exploration_rate": _STATE}),
     "update_steps": Signal("[]", "updates", 0.0, math.inf, {"train/n_updates": _STATE}),
+    "td_kl": Signal("[K, B]", "nat, KL(target ‖ prediction)", 0.0, math.inf, {"train/td_kl": _MEAN}),
+    "target_age_soft": Signal("[]", "updates", 0.0, math.inf, {"stability/target_age_soft": _MAXIMUM}),
+    "target_age_hard": Signal("[]", "updates", 0.0, math.inf, {"stability/target_age_hard": _MAXIMUM}),
+    # Of imitation; the weight of its loss follows a schedule.
+    "bc_loss": Signal("[K]", "nat, mean over B, 0 for who is no expert", 0.0, math.inf, {"train/bc_loss": _MEAN}),
+    "bc_coef": Signal("[]", "loss / nat", 0.0, math.inf, {"train/bc_coef": _STATE}),
+    "expert_agreement": Signal(
+        "[]", "share of the expert's actions that are greedy", 0.0, 1.0, {"train/expert_agreement": _MEAN}
+    ),
     # Of actors and critics of continuous actions; K_a of the K updates also moved the actor.
     "critic_loss": Signal("[K]", "return²", 0.0, math.inf, {"train/critic_loss": _MEAN}),
     "actor_loss": Signal("[K_a]", "-return", -math.inf, math.inf, {"train/actor_loss": _MEAN}),
@@ -107,6 +116,10 @@ METRIC_BOUNDS: dict[str, tuple[float, float]] = {
     "mean_reward": (-math.inf, math.inf),
     "mean_discounted_reward": (-math.inf, math.inf),
     "std_reward": (0.0, math.inf),
+    "expert_mean_reward": (-math.inf, math.inf),
+    "expert_mean_reward_sem": (0.0, math.inf),
+    "expert_share": (0.0, 1.0),
+    "replay_ratio": (0.0, math.inf),
     "mean_ep_length": (0.0, math.inf),
     "episodes": (1.0, math.inf),
     "q_gap_sem": (0.0, math.inf),

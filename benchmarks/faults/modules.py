@@ -3,6 +3,7 @@
 Copies of lines of the original are on purpose: a fault is the original with one line broken.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -169,55 +170,55 @@ class TerminalsIgnoredInTarget(FaultyDQN):
     """The target bootstraps through the end of an episode."""
 
     @torch.no_grad()
-    def td_target(self, transition: Transition) -> Tensor:
+    def td_target(self, transition: Transition, bootstrap: Tensor | None = None) -> Tensor:
         """With γⁿ where the episode terminated."""
         if self.is_broken:
             discount = transition.discount.where(~transition.terminated, self.horizon_discount)
             transition = transition._replace(discount=discount)
-        return super().td_target(transition)
+        return super().td_target(transition, bootstrap)
 
 
 class TruncationEndsInTarget(FaultyDQN):
     """The target takes a time limit for the end of the world."""
 
     @torch.no_grad()
-    def td_target(self, transition: Transition) -> Tensor:
+    def td_target(self, transition: Transition, bootstrap: Tensor | None = None) -> Tensor:
         """With 0 where the episode was truncated."""
         if self.is_broken:
             transition = transition._replace(discount=transition.discount * ~transition.truncated)
-        return super().td_target(transition)
+        return super().td_target(transition, bootstrap)
 
 
 class ScaledDiscount(FaultyDQN):
     """The discount times `magnitude`: γ ≥ 1, or another γ than the one that is configured."""
 
     @torch.no_grad()
-    def td_target(self, transition: Transition) -> Tensor:
+    def td_target(self, transition: Transition, bootstrap: Tensor | None = None) -> Tensor:
         """With another discount."""
         if self.is_broken:
             transition = transition._replace(discount=transition.discount * self.magnitude)
-        return super().td_target(transition)
+        return super().td_target(transition, bootstrap)
 
 
 class OneStepDiscount(FaultyDQN):
     """γ where it must be γⁿ."""
 
     @torch.no_grad()
-    def td_target(self, transition: Transition) -> Tensor:
+    def td_target(self, transition: Transition, bootstrap: Tensor | None = None) -> Tensor:
         """With the discount of one step."""
         if self.is_broken:
             source: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             transition = transition._replace(discount=source.gamma * (transition.discount > 0.0))
-        return super().td_target(transition)
+        return super().td_target(transition, bootstrap)
 
 
 class NoStopGradient(FaultyDQN):
     """The target comes from the online network, and the gradient flows through it."""
 
-    def td_target(self, transition: Transition) -> Tensor:
+    def td_target(self, transition: Transition, bootstrap: Tensor | None = None) -> Tensor:
         """Without `no_grad`."""
         if not self.is_broken:
-            return super().td_target(transition)
+            return super().td_target(transition, bootstrap)
         bootstrap_value = self.q_network(transition.next_observation).amax(-1)
         return td_target(transition.reward, transition.discount, bootstrap_value)
 
@@ -287,11 +288,13 @@ class LearningRateSpike(FaultyDQN):
 class RepeatedUpdates(FaultyDQN):
     """Each mini-batch is learned from `magnitude` times."""
 
-    def update(self, optimizer: LightningOptimizer, minibatch: Minibatch, *, counts: bool) -> dict[str, Tensor]:
+    def update(
+        self, optimizer: LightningOptimizer, minibatches: Sequence[Minibatch], *, counts: bool
+    ) -> list[dict[str, Tensor]]:
         """Repeat."""
         for _ in range(round(self.magnitude) - 1 if self.is_broken else 0):
-            super().update(optimizer, minibatch, counts=False)
-        return super().update(optimizer, minibatch, counts=counts)
+            super().update(optimizer, minibatches, counts=False)
+        return super().update(optimizer, minibatches, counts=counts)
 
 
 # Acting and measuring

@@ -49,6 +49,7 @@ class Algorithm(LightningModule):
         self.grad_norm: Tensor | None = None
         self.learning_rate_scale = 1.0
         self._backward_is_hooked: bool | None = None  # not known before the first update
+        self._accumulates = False  # gradients of `accumulate` wait for the rest of theirs
 
     def setup(self, stage: str) -> None:
         """Take the budget from the data module; let the CPU round denormal numbers to zero.
@@ -79,10 +80,17 @@ class Algorithm(LightningModule):
         """Observations `[N, *shape]` to actions `[N]` int64 or `[N, A]` float32."""
         raise NotImplementedError
 
+    def accumulate(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
+        """A part of the next update's loss: zero_grad where it is the first, backward; `optimize` does the rest."""
+        if not self._accumulates:
+            optimizer.zero_grad()
+            self._accumulates = True
+        self.manual_backward(loss)
+
     def optimize(
         self, optimizer: LightningOptimizer, loss: Tensor, max_grad_norm: float | None, *, counts: bool
     ) -> Tensor:
-        """One update: zero_grad, backward, clip, step.
+        """One update: zero_grad (not after `accumulate`), backward, clip, step.
 
         Args:
             optimizer: as `self.optimizers()` gives it.
@@ -102,8 +110,10 @@ class Algorithm(LightningModule):
         parameters = [
             parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]
         ]
-        for parameter in parameters:
-            parameter.grad = None
+        if not self._accumulates:
+            for parameter in parameters:
+                parameter.grad = None
+        self._accumulates = False
         self.manual_backward(loss)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         with torch.no_grad():
@@ -206,6 +216,10 @@ class Algorithm(LightningModule):
         }
         for event, happened in episodes.events.items():
             metrics |= {name: torch.tensor(value) for name, value in rate_metrics(event, happened).items()}
+        if episodes.expert_returns is not None:
+            returns = episodes.expert_returns
+            metrics["expert_mean_reward"] = returns.mean()
+            metrics["expert_mean_reward_sem"] = returns.std(correction=0) / max(returns.numel() - 1, 1) ** 0.5
         return metrics
 
     def value_gap(self, episodes: EpisodeBatch, start_value: Tensor, final_value: Tensor) -> dict[str, Tensor]:
@@ -283,7 +297,9 @@ class Algorithm(LightningModule):
 
 
 def _flatten_processes(field: Any) -> Any:
-    """`[W, E, ...]` of W processes to `[W·E, ...]`."""
+    """`[W, E, ...]` of W processes to `[W·E, ...]`; None stays None."""
+    if field is None:
+        return None
     if isinstance(field, dict):
         return {key: value.flatten(0, 1) for key, value in field.items()}
     return field.flatten(0, 1)

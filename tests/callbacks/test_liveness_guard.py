@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,9 +238,11 @@ def test_watching_changes_no_weight(tmp_path: Path) -> None:
 
 
 class FrozenTarget(DQN):
-    def update(self, optimizer: LightningOptimizer, minibatch: Minibatch, *, counts: bool) -> dict[str, Tensor]:
+    def update(
+        self, optimizer: LightningOptimizer, minibatches: Sequence[Minibatch], *, counts: bool
+    ) -> list[dict[str, Tensor]]:
         self.target_update_interval = 10**9  # what is declared, in the hyper-parameters, stays
-        return super().update(optimizer, minibatch, counts=counts)
+        return super().update(optimizer, minibatches, counts=counts)
 
 
 class OneObject(DQN):

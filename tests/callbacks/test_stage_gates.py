@@ -28,8 +28,8 @@ def answers(gates: StageGates) -> dict[str, dict[str, bool | None]]:
 class ExplodingDQN(DQN):
     """Its targets, and so Q, are a thousand times too large."""
 
-    def td_target(self, transition: Any) -> Tensor:
-        return 1_000.0 * super().td_target(transition)
+    def td_target(self, transition: Any, bootstrap: Tensor | None = None) -> Tensor:
+        return 1_000.0 * super().td_target(transition, bootstrap)
 
 
 class MeddlingDQN(DQN):

@@ -304,24 +304,24 @@ def test_watching_changes_no_weight(tmp_path: Path) -> None:
 
 class IgnoredTerminals(DQN):
     @torch.no_grad()
-    def td_target(self, transition: Transition) -> Tensor:
-        return super().td_target(transition._replace(discount=torch.full_like(transition.discount, 0.99)))
+    def td_target(self, transition: Transition, bootstrap: Tensor | None = None) -> Tensor:
+        return super().td_target(transition._replace(discount=torch.full_like(transition.discount, 0.99)), bootstrap)
 
 
 class OneStepDiscount(DQN):
     @torch.no_grad()
-    def td_target(self, transition: Transition) -> Tensor:
-        return super().td_target(transition._replace(discount=0.99 * (transition.discount > 0)))
+    def td_target(self, transition: Transition, bootstrap: Tensor | None = None) -> Tensor:
+        return super().td_target(transition._replace(discount=0.99 * (transition.discount > 0)), bootstrap)
 
 
 class SecondGamma(DQN):
     @torch.no_grad()
-    def td_target(self, transition: Transition) -> Tensor:
-        return super().td_target(transition._replace(discount=1.01 * transition.discount))
+    def td_target(self, transition: Transition, bootstrap: Tensor | None = None) -> Tensor:
+        return super().td_target(transition._replace(discount=1.01 * transition.discount), bootstrap)
 
 
 class NoStopGradient(DQN):
-    def td_target(self, transition: Transition) -> Tensor:
+    def td_target(self, transition: Transition, bootstrap: Tensor | None = None) -> Tensor:
         value = self.q_network(transition.next_observation).amax(-1)
         target = td_target(transition.reward, transition.discount, value)
         for transform in self.target_transforms:
