@@ -1,42 +1,25 @@
 """The command line: Lightning's own, with the parts of a reinforcement-learning run filled in."""
 
-import errno
-import logging
-import shutil
-import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from rlmods.algorithms.base import Algorithm
+from rlmods.beginning import Beginning
 from rlmods.best_checkpoint import BestCheckpoint
 from rlmods.callbacks import Curves, EnvStepsProgressBar, GlobalRNG, GracefulStop, RunRecord
-from rlmods.callbacks.safeguard import MissingInputError, Safeguard
-from rlmods.chain import (
-    FROM,
-    WEIGHTS_ONLY,
-    Parent,
-    base_config,
-    changes_table,
-    config_changes,
-    find_parent,
-    health_of,
-    origin_of,
-    split_arguments,
-    stated_kind_and_root,
-)
-from rlmods.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError
+from rlmods.callbacks.safeguard import Safeguard
+from rlmods.chain import FROM, WEIGHTS_ONLY, Parent, changes_table, config_changes, health_of, origin_of
+from rlmods.checkpoint_io import AtomicCheckpointIO
 from rlmods.checks import (
     check_weights,
     check_writable,
@@ -45,68 +28,14 @@ from rlmods.checks import (
     refuse_failed_gates,
     refuse_unsupported,
 )
-from rlmods.configs import find_config
+from rlmods.cli_errors import errors_as_sentences, fail, silence_noise
+from rlmods.cli_parser import ConciseParser, with_config_files, with_parent
 from rlmods.data.experience import ExperienceDataModule
-from rlmods.manifest import DamagedCheckpointError
 from rlmods.reports.fit_report import report_of_fit
 from rlmods.resume import RUNS, ResumePoint, RunKind, find_checkpoint
 from rlmods.warm_start import WarmStart, group_sizes, optimizers_of
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FREE_SPACE = "The checkpoints written before are intact: free some space, then go on with --ckpt_path last"
-
-
-class ConciseParser(LightningArgumentParser):
-    """A parser whose errors are a sentence, without the eighty lines of usage before it.
-
-    Attributes:
-        command: of the command line.
-    """
-
-    command = "fit"
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the sentence and leave."""
-        _fail(
-            f"{message}\nThe options are explained by: python -m rlmods {self.command} --help; those of a class by: "
-            f"python -m rlmods {self.command} --model.help CLASS, or --data.help CLASS"
-        )
-
-
-class Beginning(Callback):
-    """Whether the work has begun: an error before that is the user's to correct, and leaves nothing behind.
-
-    Attributes:
-        begun: whether the first epoch, evaluation or prediction has started.
-        new_folder: of the run, where there was none before.
-    """
-
-    def __init__(self) -> None:
-        self.begun = False
-        self.new_folder: Path | None = None
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training begins."""
-        self.begun = True
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluation begins."""
-        self.begun = True
-
-    on_test_start = on_validation_start
-    on_predict_start = on_validation_start
-
-    @rank_zero_only
-    def undo(self) -> None:
-        """Remove the folder of a run that did not begin, and what is empty above it."""
-        if self.new_folder is None or not self.new_folder.exists() or any(self.new_folder.rglob("*.ckpt")):
-            return
-        shutil.rmtree(self.new_folder)
-        for folder in (self.new_folder.parent, self.new_folder.parent.parent):
-            with suppress(OSError):
-                folder.rmdir()
 
 
 class RLModsCLI(LightningCLI):
@@ -348,7 +277,7 @@ class RLModsCLI(LightningCLI):
             if isinstance(callback, GracefulStop) and callback.received:
                 raise SystemExit(128 + callback.received)
             if isinstance(callback, Safeguard) and callback.stopped is not None:
-                _fail(f"{type(callback).__name__} ended the training: {callback.stopped}", code=3)
+                fail(f"{type(callback).__name__} ended the training: {callback.stopped}", code=3)
 
     def before_test(self) -> None:
         """Hand over the folder for the video."""
@@ -397,76 +326,7 @@ def run(arguments: list[str]) -> None:
             safeguard ended the training.
     """
     beginning = Beginning()
-    _silence_noise()
-    try:
-        arguments, parent = _with_parent(_with_config_files(arguments))
+    silence_noise()
+    with errors_as_sentences(beginning):
+        arguments, parent = with_parent(with_config_files(arguments))
         RLModsCLI(arguments, beginning, parent)
-    except CheckpointWriteError as error:
-        _fail(str(error), code=1)
-    except MissingInputError as error:
-        if not beginning.begun:
-            beginning.undo()
-        _fail(str(error))
-    except (ValueError, TypeError, OSError, ImportError, MisconfigurationException, DamagedCheckpointError) as error:
-        if beginning.begun:
-            if isinstance(error, OSError) and error.errno in _FULL:
-                _fail(
-                    f"could not write {error.filename or 'to the run folder'}: {error.strerror}. {_FREE_SPACE}", code=1
-                )
-            raise
-        beginning.undo()
-        _fail(_sentence(error))
-
-
-def _silence_noise() -> None:
-    """Keep back what Lightning says in every run and no user of rlmods can act upon."""
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
-    # A resumed run goes on in its own folder.
-    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
-    # One that continues another has a folder of its own.
-    warnings.filterwarnings("ignore", message=r"The dirpath has changed from")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(_is_no_advertisement)
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless" not in record.getMessage()
-
-
-def _sentence(error: BaseException) -> str:
-    """What was wrong; jsonargparse buries what a constructor raises among the other types that it tried."""
-    while "of the Union subtypes" in str(error) and error.__cause__ is not None:
-        error = error.__cause__
-    return str(error)
-
-
-def _with_config_files(arguments: list[str]) -> list[str]:
-    """Names of shipped configurations replaced by their files."""
-    resolved = list(arguments)
-    for position, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        if equals:
-            resolved[position] = f"{option}={find_config(value)}"
-        elif position + 1 < len(arguments):
-            resolved[position + 1] = str(find_config(arguments[position + 1]))
-    return resolved
-
-
-def _with_parent(arguments: list[str]) -> tuple[list[str], Parent | None]:
-    """The arguments with the parent's configuration as the first one, and the parent; as they are without `--from`."""
-    rest, word, weights_only = split_arguments(arguments)
-    if word in (None, "fresh"):
-        return rest, None
-    if "fit" not in rest:
-        raise ValueError(f"got {FROM} without fit, expected it there alone: type --ckpt_path CHECKPOINT")
-    kind, root = stated_kind_and_root(rest)
-    parent = find_parent(str(word), root, kind, weights_only=weights_only)
-    position = rest.index("fit") + 1
-    return [*rest[:position], "--config", base_config(parent), *rest[position:]], parent
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(code)
