@@ -174,6 +174,7 @@ class EpisodeBatch(NamedTuple):
     final_observation: Observation  # [E, *shape], the successor of the last step
     final_discount: Tensor  # [E] float32, γ^length where the episode was truncated, 0 where it terminated
     expert_returns: Tensor | None = None  # [E] float64, of the environment's expert in the same episodes
+    sums: dict[str, Tensor] | None = None  # [E] float64 each, what the environment has summed over the episode, by name
 
 
 class StepResult(NamedTuple):
@@ -187,6 +188,7 @@ class StepResult(NamedTuple):
     valid: npt.NDArray[np.bool_]  # [N], False where this frame only reset: not stored, not counted
     events: dict[str, npt.NDArray[np.float32]]  # [N] each, 0 or 1 at an episode's end, NaN elsewhere
     reported_rates: dict[str, npt.NDArray[np.float32]]  # [N] each, as the environment computes them itself
+    sums: dict[str, npt.NDArray[np.float32]] = {}  # noqa: RUF012  # [N] each, over the episodes that ended, NaN elsewhere
 
 
 @runtime_checkable

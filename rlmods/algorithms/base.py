@@ -214,6 +214,7 @@ class Algorithm(LightningModule):
             "mean_discounted_reward": episodes.discounted_returns.mean(),
             "episodes": torch.tensor(float(episodes.returns.numel())),
         }
+        metrics |= {f"{name}_mean": summed.nanmean() for name, summed in (episodes.sums or {}).items()}
         for event, happened in episodes.events.items():
             metrics |= {name: torch.tensor(value) for name, value in rate_metrics(event, happened).items()}
         if episodes.expert_returns is not None:

@@ -1,4 +1,4 @@
-"""Return, length and events of the training episodes, as they end."""
+"""Return, length, events and sums of the training episodes, as they end."""
 
 from typing import Any
 
@@ -39,6 +39,7 @@ class EpisodeStatistics:
         self.lengths = _EpisodeWindow(size)
         self.events = {name: _EpisodeWindow(size) for name in EVENTS}
         self.reported_rates = {name: _EpisodeWindow(size) for name in RATES}
+        self.sums: dict[str, _EpisodeWindow] = {}
         self.quarantined: list[str] = []
 
     def count(self, results: list[StepResult]) -> None:
@@ -62,6 +63,9 @@ class EpisodeStatistics:
         for name, window in self.events.items():
             happened = result.events[name][ended]
             window.append(happened[~np.isnan(happened)])
+        for name, summed in result.sums.items():
+            values = summed[ended]
+            self._sum_window(name).append(values[~np.isnan(values)])
         for name, rates in result.reported_rates.items():
             values = rates[ended]
             self.reported_rates[name].append(values)
@@ -74,6 +78,9 @@ class EpisodeStatistics:
                     f"rollout/quarantined/{name} for the rest of the run, and nothing is decided by it; report the "
                     'event itself, infos["is_success"], "collision" or "out_of_bounds"'
                 )
+
+    def _sum_window(self, name: str) -> "_EpisodeWindow":
+        return self.sums.setdefault(name, _EpisodeWindow(self.returns.size))
 
     def abandon(self) -> None:
         """The running episodes will never end."""
@@ -92,6 +99,7 @@ class EpisodeStatistics:
         rates = {tag: rate for name, window in self.events.items() for tag, rate in _rates(name, window).items()}
         if rates:
             means |= {"rollout/episodes": float(len(returns)), **rates}
+        means |= {f"rollout/{name}_mean": float(window.values().mean()) for name, window in self.sums.items()}
         for name, window in self.reported_rates.items():
             values = window.values()
             if len(values):
@@ -108,6 +116,7 @@ class EpisodeStatistics:
             "lengths": self.lengths.values(),
             "events": {name: window.values() for name, window in self.events.items()},
             "reported_rates": {name: window.values() for name, window in self.reported_rates.items()},
+            "sums": {name: window.values() for name, window in self.sums.items()},
             "quarantined": list(self.quarantined),
         }
 
@@ -121,6 +130,8 @@ class EpisodeStatistics:
             window.restore(state["events"][name])
         for name, window in self.reported_rates.items():
             window.restore(state["reported_rates"][name])
+        for name, values in state["sums"].items():
+            self._sum_window(name).restore(values)
         self.quarantined = list(state["quarantined"])
 
 

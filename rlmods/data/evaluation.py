@@ -54,6 +54,7 @@ class EpisodeEvaluator:
         returns, discounted_returns = np.zeros(num_episodes), np.zeros(num_episodes)
         lengths = np.zeros(num_episodes, dtype=np.int64)
         events = {name: np.full(num_episodes, np.nan) for name in EVENTS}
+        sums: dict[str, npt.NDArray[np.float64]] = {}
         final_discounts = np.zeros(num_episodes, dtype=np.float32)
         start: ArrayObservation | None = None
         final: ArrayObservation | None = None
@@ -66,6 +67,8 @@ class EpisodeEvaluator:
             lengths += step.playing
             for name, happened in events.items():
                 happened[step.ended] = step.result.events[name][step.ended]
+            for name, summed in step.result.sums.items():
+                sums.setdefault(name, np.full(num_episodes, np.nan))[step.ended] = summed[step.ended]
             final_discounts = np.where(step.truncated, self.gamma**lengths, final_discounts)
             final = _where(step.ended, step.result.next_observation, final)
         if start is None or final is None:
@@ -80,6 +83,7 @@ class EpisodeEvaluator:
             start_observation=to_tensors(start, self.device),
             final_observation=to_tensors(final, self.device),
             final_discount=torch.from_numpy(final_discounts.astype(np.float32)).to(self.device),
+            sums={name: torch.from_numpy(summed) for name, summed in sums.items()},
         )
 
     def record(self, policy: Policy) -> dict[str, Tensor]:

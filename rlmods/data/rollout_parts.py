@@ -141,6 +141,7 @@ def _join(results: tuple[StepResult, ...]) -> StepResult:
         valid=np.concatenate([result.valid for result in results]),
         events=_join_rows([result.events for result in results], sizes),
         reported_rates=_join_rows([result.reported_rates for result in results], sizes),
+        sums=_join_rows([result.sums for result in results], sizes),
     )
 
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlmods.envs import env_state
-from rlmods.envs.events import EVENTS, read_events, read_reported_rates
+from rlmods.envs.events import EVENTS, read_events, read_reported_rates, read_sums
 from rlmods.types import ArrayObservation, EnvSpec, StepResult
 
 AnyVectorEnv: TypeAlias = VectorEnv[Any, Any, Any]
@@ -62,7 +62,7 @@ class Environments:
         self._all_valid = np.ones(self.num_envs, np.bool_)
         nothing = np.full(self.num_envs, np.nan, np.float32)
         self._no_events = dict.fromkeys(EVENTS, nothing)
-        self._no_rates: dict[str, npt.NDArray[np.float32]] = {}
+        self._nothing: dict[str, npt.NDArray[np.float32]] = {}
         self._valid = self._all_valid
         self._borrows = borrow and self.autoreset_mode is not AutoresetMode.DISABLED
 
@@ -121,15 +121,23 @@ class Environments:
         observation = successor = observation if self._borrows else _copy(observation)
         terminated = np.array(terminated, np.bool_)
         truncated = np.greater(truncated, terminated)  # truncated and not terminated
-        valid, events, rates = self._valid, self._no_events, self._no_rates
+        valid, events, rates, sums = self._valid, self._no_events, self._nothing, self._nothing
         self._valid = self._all_valid
         ended = terminated | truncated
         if np.count_nonzero(ended):  # a quarter of the cost of ended.any()
             events = events | read_events(self.spec["env_id"], ended, infos)
-            rates = read_reported_rates(ended, infos)
+            rates, sums = read_reported_rates(ended, infos), read_sums(ended, infos)
             observation, successor = self._begin_episodes(observation, ended, infos)
         return StepResult(
-            observation, np.array(reward, self._reward_dtype), terminated, truncated, successor, valid, events, rates
+            observation=observation,
+            reward=np.array(reward, self._reward_dtype),
+            terminated=terminated,
+            truncated=truncated,
+            next_observation=successor,
+            valid=valid,
+            events=events,
+            reported_rates=rates,
+            sums=sums,
         )
 
     def defer_rewards(self) -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float64]] | None:

@@ -45,6 +45,15 @@ def read_reported_rates(ended: npt.NDArray[np.bool_], infos: Mapping[str, Any]) 
     return {name: _rows(infos, name, ended) for name in RATES if name in infos}
 
 
+def read_sums(ended: npt.NDArray[np.bool_], infos: Mapping[str, Any]) -> dict[str, Rows]:
+    """What the infos have as `episode_sums` of the episodes that ended, `[N]` by name; NaN in the other rows.
+
+    An environment whose reward has parts reports at an episode's end what each came to, as a dict of numbers.
+    """
+    sums = infos.get("final_info", infos).get("episode_sums", {})
+    return {name: _rows(sums, name, ended) for name in sums if not name.startswith("_")}
+
+
 def _rows(infos: Mapping[str, Any], key: str, ended: npt.NDArray[np.bool_]) -> Rows:
     reported = ended & infos.get(f"_{key}", ended)
     rows = np.full(len(ended), np.nan, np.float32)

@@ -72,19 +72,21 @@ class WorkerGroup:
     def _with_ends(self, result: StepResult, answers: list[Ended | None]) -> StepResult:
         events = {name: rows.copy() for name, rows in self._no_events.items()}
         rates: dict[str, npt.NDArray[np.float32]] = {}
+        sums: dict[str, npt.NDArray[np.float32]] = {}
         successor = result.observation
         for share, ended in zip(self._shares, answers, strict=True):
             if ended is None:
                 continue
             for name, rows in ended.events.items():
                 events[name][share] = rows
-            for name, rows in ended.reported_rates.items():
-                rates.setdefault(name, np.full(self.num_envs, np.nan, np.float32))[share] = rows
+            for reported, joined in ((ended.reported_rates, rates), (ended.sums, sums)):
+                for name, rows in reported.items():
+                    joined.setdefault(name, np.full(self.num_envs, np.nan, np.float32))[share] = rows
             if ended.final is not None:
                 if successor is result.observation:
                     successor = self._arrays.observation()
                 _put(successor, share.start + ended.rows, ended.final)
-        return result._replace(next_observation=successor, events=events, reported_rates=rates)
+        return result._replace(next_observation=successor, events=events, reported_rates=rates, sums=sums)
 
 
 class WorkerEnvironments:

@@ -32,6 +32,7 @@ class Ended(NamedTuple):
 
     events: dict[str, npt.NDArray[np.float32]]  # [n] each
     reported_rates: dict[str, npt.NDArray[np.float32]]  # [n] each
+    sums: dict[str, npt.NDArray[np.float32]]  # [n] each
     rows: npt.NDArray[np.intp]  # of the ended episodes
     final: ArrayObservation | None  # their last observations; None where the present ones are that
 
@@ -134,4 +135,4 @@ def _ended(result: StepResult, rows: npt.NDArray[np.intp]) -> Ended:
         final = (
             {key: array[rows] for key, array in successor.items()} if isinstance(successor, dict) else successor[rows]
         )
-    return Ended(result.events, result.reported_rates, rows, final)
+    return Ended(result.events, result.reported_rates, result.sums, rows, final)

@@ -20,6 +20,7 @@ def step(
     *,
     success: list[float] | None = None,
     success_rate: list[float] | None = None,
+    points: list[float] | None = None,
 ) -> StepResult:
     """One step of as many environments as rewards; a letter of each: terminated, truncated, or going on."""
     observation = np.zeros((len(reward), 1))
@@ -34,6 +35,7 @@ def step(
         valid=np.array([True] * len(reward) if valid is None else valid),
         events={"success": rows(success or nothing), "collision": rows(nothing), "out_of_bounds": rows(nothing)},
         reported_rates={} if success_rate is None else {"success_rate": rows(success_rate)},
+        sums={} if points is None else {"points": rows(points)},
     )
 
 
@@ -51,6 +53,17 @@ def test_golden_means() -> None:
     assert episodes.means() == {"rollout/ep_rew_mean": 31.5, "rollout/ep_len_mean": 2.5}
     episodes.count([step([5.0, 7.0], "ee")])  # 9 in 2 steps, 7 in 1
     assert episodes.means() == {"rollout/ep_rew_mean": 79 / 4, "rollout/ep_len_mean": 2.0}
+
+
+def test_sums_of_episodes_are_drawn_apart() -> None:
+    """Ended with 30, 10 and, at once with an environment that does not say, 5; those that go on say nothing."""
+    episodes = EpisodeStatistics(2)
+    episodes.count([step([1.0, 1.0], "-e", points=[math.nan, 30.0]), step([1.0, 1.0])])
+    episodes.count([step([1.0, 1.0], "e-", points=[10.0, math.nan]), step([1.0, 1.0], "eu", points=[math.nan, 5.0])])
+    assert episodes.means()["rollout/points_mean"] == 15.0
+    restored = EpisodeStatistics(2)
+    restored.load_state_dict(episodes.state_dict())
+    assert restored.means() == episodes.means()
 
 
 def test_a_frame_that_only_resets_is_no_step() -> None:

@@ -9,7 +9,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rlmods.envs.environments import Environments
-from rlmods.envs.events import read_events, read_reported_rates
+from rlmods.envs.events import read_events, read_reported_rates, read_sums
 from rlmods.types import EnvSpec, StepResult
 
 SPEC: EnvSpec = {
@@ -74,9 +74,19 @@ def test_a_rate_that_the_environment_computes_itself_is_passed_on_apart(mode: Au
     np.testing.assert_array_equal(second.events["success"], np.array([np.nan, 0.0], np.float32))
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_sums_are_those_of_the_step_that_ends_the_episode(mode: AutoresetMode) -> None:
+    first, second = second_step(mode, {"episode_sums": {"points": 12.5, "death": -1}}, {"is_success": True})
+    assert not first.sums
+    assert sorted(second.sums) == ["death", "points"]
+    np.testing.assert_array_equal(second.sums["points"], np.array([12.5, np.nan], np.float32))
+    np.testing.assert_array_equal(second.sums["death"], np.array([-1.0, np.nan], np.float32))
+
+
 def test_only_the_rows_that_ended_are_read() -> None:
     """A vector environment of one's own may write whole arrays: the other rows are of episodes that go on."""
     ended = np.array([True, False, True])
+    assert read_sums(ended, {"episode_sums": {"points": np.arange(3.0)}})["points"].tolist()[::2] == [0.0, 2.0]
     infos = {"final_info": {"collision": np.array([1.0, 7.0, 0.0]), "collision_rate": np.array([3.0, 7.0, 2.0])}}
     np.testing.assert_array_equal(read_events("Own-v0", ended, infos)["collision"], [1.0, np.nan, 0.0])
     np.testing.assert_array_equal(read_reported_rates(ended, infos)["collision_rate"], [3.0, np.nan, 2.0])
