@@ -15,14 +15,16 @@ class ExpertCartPole(CartPoleVectorEnv):
 
     def expert_action(self) -> npt.NDArray[np.int64]:
         """Balances for the 500 steps of an episode nearly always."""
-        _, velocity, angle, angular_velocity = self.state  # type: ignore[misc]
+        state: Any = self.state
+        _, velocity, angle, angular_velocity = state
         push: npt.NDArray[np.int64] = (angle + 0.2 * angular_velocity + 0.02 * velocity > 0.0).astype(np.int64)
         return push
 
     def needs_care(self) -> npt.NDArray[np.bool_]:
         """Where the cart is off the middle."""
-        position: npt.NDArray[Any] = self.state[0]  # type: ignore[index]
-        return np.abs(position) > 0.03
+        state: Any = self.state
+        off: npt.NDArray[np.bool_] = np.abs(state[0]) > 0.03
+        return off
 
 
 gymnasium.register("ExpertCartPole-v0", vector_entry_point="expert_cart_pole:ExpertCartPole", max_episode_steps=500)

@@ -253,7 +253,11 @@ class Algorithm(LightningModule):
     def _of_all_processes(self, episodes: EpisodeBatch) -> EpisodeBatch:
         if self.trainer.world_size == 1:
             return episodes
-        return EpisodeBatch(*(_flatten_processes(self.all_gather(field)) for field in episodes))
+        fields: list[Any] = list(episodes)
+        gathered: list[Any] = [
+            field if field is None else _flatten_processes(self.all_gather(field)) for field in fields
+        ]
+        return EpisodeBatch(*gathered)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the clock, the scale of the learning rate and the algorithm's name."""
@@ -298,9 +302,7 @@ class Algorithm(LightningModule):
 
 
 def _flatten_processes(field: Any) -> Any:
-    """`[W, E, ...]` of W processes to `[W·E, ...]`; None stays None."""
-    if field is None:
-        return None
+    """`[W, E, ...]` of W processes to `[W·E, ...]`."""
     if isinstance(field, dict):
         return {key: value.flatten(0, 1) for key, value in field.items()}
     return field.flatten(0, 1)
