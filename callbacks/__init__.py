@@ -4,6 +4,8 @@ if __name__ != "rlmods.callbacks":
     raise ImportError(f"imported as {__name__!r}; type: import rlmods.callbacks")
 
 from rlmods.callbacks.advantage_guard import AdvantageGuard
+from rlmods.callbacks.control_file import ControlFile
+from rlmods.callbacks.curriculum_guard import CurriculumGuard
 from rlmods.callbacks.curves import Curves
 from rlmods.callbacks.distribution_probe import DistributionProbe
 from rlmods.callbacks.entropy_guard import EntropyGuard
@@ -37,6 +39,8 @@ from rlmods.callbacks.value_bound_guard import ValueBoundGuard
 
 __all__ = [
     "AdvantageGuard",
+    "ControlFile",
+    "CurriculumGuard",
     "Curves",
     "DistributionProbe",
     "EntropyGuard",
