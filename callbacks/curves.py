@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from rlmods.callbacks.actor_curves import ActorCurves, replay_ratio
 from rlmods.callbacks.throughput import Totals, TrainingClock, describe_rates
 from rlmods.callbacks.utilization import Utilization
 from rlmods.signals import curves
@@ -21,10 +22,12 @@ class Curves(Callback):
     `train/…` and `stability/…` are the signals that `training_step` returned: means over the interval, but the latest
     value of counters and schedules and the maximum of `q_max`;
     `rollout/…` are means over the last 100 training episodes; `time/fps` are environment steps per second of training,
-    evaluation excluded, and `time/share_…` where that time went; `system/…` is how much of the machine was used. After
-    an evaluation, `time/eval_fps` are its frames per second, and `time/fps_end_to_end` those of the training per second
-    of everything since the start or the resume. Validation metrics get the same axis by logging a `step`. The three
-    rates of the whole run are said at its end.
+    evaluation excluded, `time/share_…` where that time went, and `time/replay_ratio` how many transitions were drawn
+    for each new one since learning began; with an expert `rollout/expert_share` is the share of the interval's frames
+    on which it acted, and `rollout/…_reward_per_frame` their mean rewards apart. `system/…` is how much of the machine
+    was used. After an evaluation, `time/eval_fps` are its frames per second, and `time/fps_end_to_end` those of the
+    training per second of everything since the start or the resume. Validation metrics get the same axis by logging a
+    `step`. The three rates of the whole run are said at its end.
 
     Raises:
         TypeError: where the data module is no `ExperienceSource`.
@@ -36,6 +39,7 @@ class Curves(Callback):
         self._utilization = Utilization()
         self._logged = self._evaluated = Totals()  # at the last point
         self._updates = 0.0
+        self._actors = ActorCurves()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -98,7 +102,7 @@ class Curves(Callback):
             for name, tags in self._interval.items()
             for tag, values in tags.items()
         }
-        metrics |= source.rollout_statistics()
+        metrics |= source.rollout_statistics() | self._actors.measure(source)
         metrics |= self._speed(source, metrics.get("train/n_updates", self._updates))
         metrics |= self._utilization.measure(trainer.strategy.root_device)
         self._interval.clear()
@@ -114,6 +118,9 @@ class Curves(Callback):
             "time/total_timesteps": float(source.env_steps),
         }
         self._logged, self._updates = totals, updates
+        ratio = replay_ratio(source)
+        if ratio is not None:
+            speed["time/replay_ratio"] = ratio
         return speed | {f"time/share_{name}": share for name, share in interval.shares().items()}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -126,7 +133,7 @@ class Curves(Callback):
         interval = {
             name: {tag: _stack(values) for tag, values in tags.items()} for name, tags in self._interval.items()
         }
-        return {"interval": interval, "updates": self._updates}
+        return {"interval": interval, "updates": self._updates, "actors": self._actors.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the interval."""
@@ -135,6 +142,8 @@ class Curves(Callback):
             for name, tags in state_dict["interval"].items()
         }
         self._updates = state_dict["updates"]
+        if "actors" in state_dict:  # not in older ones, which had no expert
+            self._actors.load_state_dict(state_dict["actors"])
 
 
 def _stack(values: list[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from rlmods.callbacks.actor_curves import replay_ratio
 from rlmods.callbacks.curves import experience_source
 from rlmods.callbacks.throughput import Totals, TrainingClock, describe_rates, describe_shares
 from rlmods.callbacks.utilization import Utilization, describe_usage
@@ -21,8 +22,8 @@ class EnvStepsProgressBar(ProgressBar):
     """Environment steps of the total, steps per second of everything, last return, last evaluation, time left.
 
     Below stands a panel of utilisation: the rates of training, of evaluation and end to end, how much of the machine is
-    used, and how the training's time is divided. Where the output is no terminal it prints a line of all that at each
-    evaluation instead of a bar.
+    used, how the training's time is divided, and how often the replay is drawn for each new transition. Where the
+    output is no terminal it prints a line of all that at each evaluation instead of a bar.
 
     Args:
         refresh_seconds: time between two redraws.
@@ -139,6 +140,7 @@ class EnvStepsProgressBar(ProgressBar):
             describe_rates(totals),
             describe_usage(usage, self._utilization.num_cores),
             describe_shares(recent),
+            _replay_ratio(trainer),
         )
         return "; ".join(part for part in parts if part)
 
@@ -166,6 +168,11 @@ class _Bar(Progress):
         """The bar, then the line."""
         yield from super().get_renderables()
         yield Text(self.panel, style="dim")
+
+
+def _replay_ratio(trainer: Trainer) -> str:
+    ratio = replay_ratio(experience_source(trainer))
+    return "" if ratio is None else f"replay ratio {ratio:.3g}"
 
 
 def _last_return(trainer: Trainer) -> str:

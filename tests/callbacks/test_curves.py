@@ -65,6 +65,7 @@ def test_every_tag_is_drawn_over_environment_steps(tmp_path: Path) -> None:
         "time/fps",
         "time/updates_per_s",
         "time/total_timesteps",
+        "time/replay_ratio",
         "time/share_learn",
         "time/share_collect",
         "time/share_policy",
@@ -75,6 +76,7 @@ def test_every_tag_is_drawn_over_environment_steps(tmp_path: Path) -> None:
     of_training = {
         "train/loss", "train/q_mean", "train/td_error_abs", "train/td_target", "train/learning_rate",
         "train/n_updates", "rollout/exploration_rate", "stability/q_max", "stability/grad_norm/q",
+        "stability/target_age_soft", "stability/target_age_hard",
     }  # fmt: skip
     of_evaluation = {
         "eval/mean_reward", "eval/std_reward", "eval/mean_ep_length", "eval/mean_discounted_reward", "eval/q_start",
@@ -90,6 +92,8 @@ def test_every_tag_is_drawn_over_environment_steps(tmp_path: Path) -> None:
     assert curves["train/td_error_abs"][-1][1] == pytest.approx(expected)
     assert curves["train/n_updates"][-1] == (500, 18.0)
     assert curves["time/total_timesteps"][-1] == (500, 500.0)
+    # 9 iterations with 2 updates of 64, each with 50 new transitions.
+    assert curves["time/replay_ratio"][-1] == (500, pytest.approx(9 * 2 * 64 / (9 * 50)))
 
 
 def test_a_nan_is_seen_in_the_curve(tmp_path: Path) -> None:
@@ -125,7 +129,7 @@ def test_without_a_terminal_the_progress_is_a_line_an_evaluation(
     assert all(part in lines[-1] for part in ("/s, return", "eval", "±", "s left"))
     panel = r"train [\d,]+/s, eval [\d,]+/s, end to end [\d,]+/s; cpu \d+ % of \d+ cores, memory \d+\.\d GiB; "
     shares = r"collect \d+ % \(policy \d+ %, environments \d+ %\), learn \d+ %"
-    assert all(re.search(f"left; {panel}{shares}$", line) for line in lines)
+    assert all(re.search(f"left; {panel}{shares}; replay ratio 2.56$", line) for line in lines)
 
 
 def test_in_a_terminal_the_progress_is_a_bar(
