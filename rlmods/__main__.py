@@ -1,11 +1,12 @@
 """`python -m rlmods`: answers what needs no torch at once, and hands the rest to the command line proper."""
 
 import sys
+from importlib import import_module
 
 from rlmods import __version__
 
 HELP = """\
-usage: python -m rlmods {fit,validate,test,predict,report,next,sanity,replay,configs} ...
+usage: python -m rlmods {fit,validate,test,predict,doctor,report,next,sanity,replay,configs} ...
 
 Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth about the training.
 
@@ -13,6 +14,7 @@ Deep-RL agents trained with PyTorch Lightning, by a package that tells the truth
   validate  evaluate a checkpoint as training does
   test      evaluate it on other seeds, --video DIR for a video
   predict   actions for given observations, or a roll-out written to disk
+  doctor    the arithmetic of a configuration, before it runs
   report    health, tables and plots of a run folder; of several, a comparison
   next      one change for the run after this one, with its reason and evidence, as a configuration
   sanity    four short runs of the off-policy laboratory whose answers are known
@@ -26,7 +28,15 @@ Continue a run in a new one, its configuration as the base: fit --from RUN, --fr
 """
 
 
-COMMANDS = ("fit", "validate", "test", "predict", "report", "next", "sanity", "replay", "configs")
+# Imported when they are asked for.
+_MODULES = {
+    "doctor": "rlmods.doctor.command",
+    "report": "rlmods.reports.command",
+    "next": "rlmods.reports.next_command",
+    "sanity": "rlmods.sanity",
+    "replay": "rlmods.replay_failure",
+}
+COMMANDS = ("fit", "validate", "test", "predict", "doctor", "report", "next", "sanity", "replay", "configs")
 
 
 def main() -> None:
@@ -40,22 +50,9 @@ def main() -> None:
         from rlmods.configs import describe_configs
 
         print(describe_configs(), end="")
-    elif arguments[0] == "report":
-        from rlmods.reports.command import main as report
-
-        raise SystemExit(report(arguments[1:]))
-    elif arguments[0] == "next":
-        from rlmods.reports.next_command import main as advise
-
-        raise SystemExit(advise(arguments[1:]))
-    elif arguments[0] == "sanity":
-        from rlmods.sanity import main as sanity
-
-        raise SystemExit(sanity(arguments[1:]))
-    elif arguments[0] == "replay":
-        from rlmods.replay_failure import main as replay
-
-        raise SystemExit(replay(arguments[1:]))
+    elif arguments[0] in _MODULES:
+        command = import_module(_MODULES[arguments[0]])
+        raise SystemExit(command.main(arguments[1:]))
     elif not any(argument in COMMANDS for argument in arguments):
         print(f"error: got the command {arguments[0]!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)

@@ -47,14 +47,17 @@ assert not heavy, heavy
 def test_help_and_configs_need_no_torch() -> None:
     completed = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
-    assert "usage: python -m rlmods {fit,validate,test,predict,report,next,sanity,replay,configs}" in completed.stdout
+    assert (
+        "usage: python -m rlmods {fit,validate,test,predict,doctor,report,next,sanity,replay,configs}"
+        in completed.stdout
+    )
     assert re.search(r"dqn_cartpole +DQN on CartPole-v1", completed.stdout)
 
 
 def test_unknown_command() -> None:
     completed = start("train", "--config", "dqn_cartpole")
     assert completed.returncode == 2
-    commands = "fit, validate, test, predict, report, next, sanity, replay, configs"
+    commands = "fit, validate, test, predict, doctor, report, next, sanity, replay, configs"
     assert completed.stderr == f"error: got the command 'train', expected one of {commands}\n"
 
 

@@ -212,6 +212,14 @@ class PPO(Algorithm):
 
     # One iteration
 
+    def learning_rate_at(self, progress: float) -> float:
+        """Of a rollout that begins when this part of the budget is spent, 0 to 1."""
+        return annealed(progress, self.learning_rate, self.learning_rate_schedule)
+
+    def clip_range_at(self, progress: float) -> float:
+        """ε of a rollout that begins then."""
+        return annealed(progress, self.clip_range, self.clip_range_schedule)
+
     def training_step(self, batch: Rollout, batch_idx: int) -> dict[str, Tensor]:
         """All updates on one rollout. Returns their signals."""
         # Of the rollout's frames, not of its steps, which may differ between processes.
@@ -219,9 +227,9 @@ class PPO(Algorithm):
         progress = max(0.0, spent)
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        rate = annealed(progress, self.learning_rate, self.learning_rate_schedule)
+        rate = self.learning_rate_at(progress)
         learning_rates = [self.set_learning_rate(optimizer, rate) for optimizer in optimizers]
-        clip_range = annealed(progress, self.clip_range, self.clip_range_schedule)
+        clip_range = self.clip_range_at(progress)
 
         number = max(1, batch.valid.numel() // self.batch_size)
         segments, of_rollout = self._prepared(batch, number)
