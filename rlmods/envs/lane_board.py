@@ -4,7 +4,6 @@ Depths are counted from the rim, where the player is, in 256ths of a cell; a tub
 bits: bit c of a lane is its cell c.
 """
 
-from copy import deepcopy
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -53,6 +52,7 @@ def _mix() -> npt.NDArray[np.int8]:
 
 
 MIX: Final = _mix()
+_SAVED: Final = {"uint16": "int16"}
 
 
 class Board:
@@ -164,8 +164,12 @@ class Board:
 
     def get_state(self) -> dict[str, Any]:
         """All fields, as copies."""
-        return deepcopy(vars(self))
+        # uint16 as int16: processes that tell each other their states pickle tensors, which torch cannot do with it.
+        return {
+            name: array.view(_SAVED.get(array.dtype.name, array.dtype)).copy() for name, array in vars(self).items()
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a state that `get_state` gave."""
-        vars(self).update(deepcopy(state))
+        for name, array in vars(self).items():
+            setattr(self, name, state[name].view(array.dtype).copy())

@@ -40,7 +40,9 @@ class DiversityBonus:
         place = (np.arange(len(action)), self.cluster)
         before = self.tried[place]
         self.tried[place] = after = before | np.uint32(1) << action.astype(np.uint32)
-        return np.where(after != before, self.bonus / np.sqrt(np.maximum(np.bitwise_count(after), 1)), 0.0)
+        num_tried = np.bitwise_count(after).astype(np.float64)
+        paid: npt.NDArray[np.float64] = self.bonus * (after != before) / np.sqrt(num_tried)
+        return paid
 
     def get_state(self) -> dict[str, Any]:
         """Everything that the future depends on."""

@@ -80,9 +80,10 @@ def _see_lanes(board: Board, relative: Array, rows: Array) -> None:
     rows[others] = _turned(board, absolute).reshape(2 * NUM_LANES, -1).view(np.int8)
     if board.is_open.any():
         straight = board.lane + lanes - np.int8(BEHIND)
-        is_beyond = ((straight & np.int8(~15)) != 0) & board.is_open
+        is_beyond = -(((straight & np.int8(~15)) != 0) & board.is_open).view(np.int8)  # all bits or none
         for name in ("enemy_near", "spike", "shot_near"):
-            rows[ROWS[name]] |= -is_beyond.view(np.int8)
+            rows[ROWS[name]] &= ~is_beyond
+            rows[ROWS[name]] |= is_beyond * np.int8(NUM_CELLS)
 
 
 def _turned(board: Board, lanes: Array) -> Array:
