@@ -9,6 +9,7 @@ from installed_wheel import REPOSITORY, Installed, run_installed
 
 from rlmods.cli import run
 from rlmods.configs import shipped_configs
+from rlmods.doctor.command import main as doctor
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 README = REPOSITORY / "README.md"
@@ -93,6 +94,9 @@ def test_the_commands_of_the_documentation_parse(
     others = [words[1] for words in python if shlex.join(words) not in given]
     assert all((REPOSITORY / script).is_file() for script in others), others
     for line, arguments in given.items():
+        if arguments[0] == "doctor":
+            assert doctor(arguments[1:]) in (0, 1), line
+            continue
         needs_a_run = "--from" in arguments or arguments[0] in ("next", "replay", "report")
         if needs_a_run or arguments[0] in ("configs", "sanity") or "--help" in arguments:
             continue

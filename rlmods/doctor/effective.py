@@ -135,7 +135,8 @@ def without_reader(subject: Subject) -> dict[str, str]:
     reasons |= _without_care(model, data)
     found: dict[str, str] = {}
     if isinstance(model, DQN):
-        found = _without_reader_in_dqn(model)
+        first = budget_of(subject, data).first_update if isinstance(data, ExperienceDataModule) else 0
+        found = _without_reader_in_dqn(model, first)
     elif isinstance(model, TD3 | SAC):
         found = _without_reader_in_actor_critic(model)
     elif isinstance(model, PPO):
@@ -158,8 +159,10 @@ def _without_care(model: LightningModule, data: LightningDataModule) -> dict[str
     return dict.fromkeys(scales, f"{data.env_id} never says that it needs care")
 
 
-def _without_reader_in_dqn(model: DQN) -> dict[str, str]:
+def _without_reader_in_dqn(model: DQN, first_update: int) -> dict[str, str]:
     found = {}
+    if model.learning_rate_warmup * model.total_env_steps <= first_update:
+        found["learning_rate_warmup"] = f"it is over at the first update, at {first_update:,}"
     if model.exploration_initial_eps == model.exploration_final_eps:
         found["exploration_fraction"] = "exploration_initial_eps is exploration_final_eps"
     if not model.noisy:

@@ -29,6 +29,7 @@ from rlmods.doctor.subject import (
     reward_bounds,
     value_interval,
 )
+from rlmods.functional.expert_share import expert_share
 from rlmods.networks.action_heads import LOG_STD_HIGH, BoundedGaussianHead, GaussianHead
 from rlmods.networks.value_heads import CategoricalHead, ScalarHead
 
@@ -92,9 +93,18 @@ def _experience(subject: Subject, data: ExperienceDataModule, budget: Budget) ->
     if data.replay_strata is not None:
         lines.append(replay.strata(data.replay_strata, data.replay_strata_beta))
     if isinstance(data, ExpertDataModule):
-        lines.append(schedules.expert(data.env_id, exists=abilities_of(data).has_expert))
-        lines.append(schedules.expert_curriculum(*data.schedule, budget=budget.total_env_steps))
+        lines += _curriculum(data, budget)
     return lines
+
+
+def _curriculum(data: ExpertDataModule, budget: Budget) -> list[Line]:
+    start, decay, decay_steps, floor, _ = data.schedule
+    last = expert_share(budget.end, start=start, decay=decay, decay_steps=decay_steps, floor=floor)
+    return [
+        schedules.expert(data.env_id, exists=abilities_of(data).has_expert),
+        schedules.expert_curriculum(*data.schedule, budget=budget.total_env_steps),
+        schedules.mixed_returns(data.n_steps, last, through_expert=data.n_step_through_expert),
+    ]
 
 
 def _values(subject: Subject, data: ExperienceDataModule) -> list[Line]:

@@ -8,6 +8,7 @@ from rlmods.functional.expert_share import expert_floor_reached, expert_share
 _RANDOM_AT_THE_END = 0.2
 _LATE_FLOOR = 0.9  # of the budget
 _OWN_FRAMES = 0.1  # that the network acts on
+_MOSTLY_MIXED = 0.5
 _SAMPLES = 10_000
 
 
@@ -131,6 +132,31 @@ def expert_curriculum(
             advice,
         ),
         note="While the share falls the reward of a frame moves by bookkeeping alone: look at evaluations",
+    )
+
+
+def mixed_returns(n_steps: int, share: float, *, through_expert: bool) -> Line:
+    """How many n-step returns are of network and expert both: 1 − (1 − s)ⁿ − sⁿ for a share s of coins.
+
+    Args:
+        n_steps: n.
+        share: s, at the end of the budget.
+        through_expert: whether a return goes on where somebody else acts than at its first step.
+    """
+    mixed = 1.0 - (1.0 - share) ** n_steps - share**n_steps
+    arithmetic = f"n {n_steps} with a share of {share:.3g}: {mixed:.0%} of the returns have steps of both"
+    if not through_expert:
+        return Line(
+            "PASS", "mixed_returns", f"{arithmetic}; they end before the other acts, with a discount of their own"
+        )
+    return line_of(
+        "mixed_returns",
+        arithmetic,
+        warn(
+            mixed > _MOSTLY_MIXED,
+            "Most targets at the end are returns of a policy that is neither the network's nor the expert's",
+            of_data("n_step_through_expert", "false"),
+        ),
     )
 
 

@@ -113,6 +113,7 @@ def test_the_published_run_with_an_expert(tmp_path: Path) -> None:
     assert "138.3 updates" in lines["target_mixing"].arithmetic
     assert lines["hard_copies"].status == "PASS"
     assert lines["expert"].status == "PASS"
+    assert "57% of the returns" in lines["mixed_returns"].arithmetic
     assert lines["unread_settings"].status == "PASS"
     assert effective(diagnosis)["data.init_args.learning_starts"] == 50_000
     limited = lines_of(diagnose([str(file), "--data.init_args.max_replay_ratio", "12"]))
@@ -183,6 +184,8 @@ def test_settings_that_nobody_reads(small: Path) -> None:
     assert line.status == "FAIL"
     assert "data.init_args.prioritized_replay_alpha = 0.8: prioritized_replay is false" in line.arithmetic
     assert "model.init_args.noisy_std = 0.3: noisy is false" in line.arithmetic
+    warmup = lines_of(diagnose([str(small), "--model.init_args.learning_rate_warmup", "0.05"]))["unread_settings"]
+    assert "it is over at the first update, at 60" in warmup.arithmetic
     assert lines_of(diagnose([str(small), *options[:1], "0.6"]))["unread_settings"].status == "PASS"
 
 

@@ -15,7 +15,7 @@ from rlmods.doctor.policies import (
     target_noise,
 )
 from rlmods.doctor.rollouts import advantage_horizon, policy_step, rollout_batch, schedule_length
-from rlmods.doctor.schedules import cloning, expert_curriculum, exploration_noise, exploration_rate
+from rlmods.doctor.schedules import cloning, expert_curriculum, exploration_noise, exploration_rate, mixed_returns
 
 # 10 iterations of 100 steps; the first update in the third, four updates each.
 BUDGET = Budget(1_000, 100, 10, 4, 300)
@@ -166,6 +166,15 @@ def test_a_curriculum_that_is_none(start: float, decay: float, decay_steps: int,
     line = expert_curriculum(start, decay, decay_steps, floor, 1.0, budget=1_000)
     assert line.status == "WARN"
     assert word in line.reason
+
+
+def test_returns_of_network_and_expert_both() -> None:
+    """1 − 0.9⁸ − 0.1⁸ = 57 %; with five steps 41 %."""
+    assert mixed_returns(8, 0.1, through_expert=True).status == "WARN"
+    assert "57%" in mixed_returns(8, 0.1, through_expert=True).arithmetic
+    assert mixed_returns(8, 0.1, through_expert=False).status == "PASS"
+    assert mixed_returns(5, 0.1, through_expert=True).status == "PASS"
+    assert "0%" in mixed_returns(1, 0.5, through_expert=True).arithmetic
 
 
 def test_cloning() -> None:
