@@ -327,8 +327,8 @@ class FaultyData(Faulty, ReplayDataModule):
     def _make_replay(self) -> ReplayBuffer:
         replay = super()._make_replay()
         extend = replay.extend
-        replay.extend = lambda transitions: extend(  # type: ignore[method-assign]
-            self.stored(transitions) if self.is_broken else transitions
+        replay.extend = lambda transitions, *expert: extend(  # type: ignore[method-assign]
+            self.stored(transitions) if self.is_broken else transitions, *expert
         )
         return replay
 

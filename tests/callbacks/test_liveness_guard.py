@@ -283,7 +283,7 @@ class Repeated(DQN):
 class StopsAdding(ReplayDataModule):
     def iterate(self, trainer: Trainer) -> ReplayBatch:
         if self.env_steps >= 160 and self.replay is not None:
-            self.replay.extend = lambda transitions: None  # type: ignore[method-assign]
+            self.replay.extend = lambda *_: None  # type: ignore[method-assign]
         return super().iterate(trainer)
 
 
