@@ -74,6 +74,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "soft": ({}, {"tau": 0.1, "target_update_interval": 1}),
     "prioritised": ({"prioritized_replay": True}, {}),
     "three steps": ({"n_steps": 3}, {}),
+    "distribution": ({"reward_bounds": [0.0, 1.0]}, {"num_atoms": 51, "v_min": 0.0, "v_max": 12.0}),
+    "noisy": ({}, {"noisy": True}),
 }
 
 
@@ -114,7 +116,7 @@ def learn(folder: Path, env_id: str, data_settings: dict[str, Any], model_settin
 def test_dqn_finds_the_value_of_an_endless_loop_behind_a_time_limit(tmp_path: Path, variant: str) -> None:
     """Cut at the time limit the value would be at most (1 − γ⁵)/(1 − γ) = 4.1."""
     model = learn(tmp_path, "Loop-v0", *VARIANTS[variant])
-    q_values = model.q_network(torch.ones(1, 1)).detach()
+    q_values = model.action_values(torch.ones(1, 1)).detach()
     torch.testing.assert_close(q_values, torch.tensor([[10.0, 9.0]]), rtol=0.05, atol=0.0)
 
 
@@ -122,7 +124,7 @@ def test_dqn_finds_the_value_of_an_endless_loop_behind_a_time_limit(tmp_path: Pa
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_dqn_finds_the_end_of_a_chain(tmp_path: Path, variant: str) -> None:
     model = learn(tmp_path, "Chain-v0", *VARIANTS[variant])
-    q_values = model.q_network(torch.eye(4)).detach()
+    q_values = model.action_values(torch.eye(4)).detach()
     assert q_values.argmax(-1).tolist() == [1, 1, 1, 1]
     if variant != "three steps":  # its horizons see the explored actions of the behaviour policy
         expected = torch.tensor([[0.1, GAMMA ** (3 - state)] for state in range(4)])
