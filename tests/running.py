@@ -108,9 +108,11 @@ def newest_checkpoint(run: Path) -> dict[str, Any]:
 
 
 def replay_of(run: Path) -> ReplayBuffer:
-    state = newest_checkpoint(run)["ReplayDataModule"]
+    checkpoint = newest_checkpoint(run)
+    state = checkpoint.get("ReplayDataModule") or checkpoint["ExpertDataModule"]
     process = state["processes"][0]
-    buffer = ReplayBuffer(state["spec"], process["replay"]["capacity"], seed=0)
+    has_expert = "ExpertDataModule" in checkpoint
+    buffer = ReplayBuffer(state["spec"], process["replay"]["capacity"], seed=0, stores_expert=has_expert)
     buffer.load_state_dict(process["replay"])
     files = {Path(name).name: sha256 for name, sha256 in process["files"].items()}
     ReplaySegments(run / "replay/rank0").load(buffer, files)
@@ -119,10 +121,12 @@ def replay_of(run: Path) -> ReplayBuffer:
 
 def replay_rows(run: Path) -> dict[str, Any]:
     """What the replay holds, by field; nothing where there is none."""
-    if "ReplayDataModule" not in newest_checkpoint(run):
+    if not {"ReplayDataModule", "ExpertDataModule"} & newest_checkpoint(run).keys():
         return {}
     buffer = replay_of(run)
-    return buffer.rows(buffer.inserted - len(buffer), buffer.inserted)._asdict()
+    held = (buffer.inserted - len(buffer), buffer.inserted)
+    flags = {} if buffer.by_expert is None else {"by_expert": buffer.by_expert.between(*held)}
+    return buffer.rows(*held)._asdict() | flags
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:

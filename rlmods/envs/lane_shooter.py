@@ -189,7 +189,6 @@ class LaneShooter(VectorEnv[Any, Any, Any]):
             "streams": self._streams.get_state(),
             "bonus": None if self._bonus is None else self._bonus.get_state(),
             "sums": {name: sums.copy() for name, sums in self._sums.items()},
-            "np_random": self.np_random,
         } | {name: getattr(self, name).copy() for name in _ARRAYS}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -199,7 +198,6 @@ class LaneShooter(VectorEnv[Any, Any, Any]):
         if self._bonus is not None:
             self._bonus.set_state(state["bonus"])
         self._sums = {name: sums.copy() for name, sums in state["sums"].items()}
-        self.np_random = state["np_random"]
         for name in _ARRAYS:
             setattr(self, name, state[name].copy())
 
