@@ -32,6 +32,15 @@ def test_golden_values_of_distributions() -> None:
     assert head.values(head.of_action(LOGITS, torch.tensor([1, 1]))).tolist() == [0.0, 1.0]
 
 
+def test_mixed_precision_rounds_no_values() -> None:
+    """Of the atoms 0 and 100 with logits 0 and 4: 100/(1 + e⁻⁴) = 98.2014; bfloat16 knows 98 and 98.5."""
+    head = CategoricalHead(0.0, 100.0, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = head.values(torch.tensor([[0.0, 4.0]], dtype=torch.bfloat16))
+    assert value.dtype == torch.float32
+    assert float(value) == pytest.approx(98.2014, abs=1e-3)
+
+
 def test_the_online_network_chooses_by_the_mean_and_the_target_network_tells_the_distribution() -> None:
     head = CategoricalHead(0.0, 2.0, 3)
     assert head.values(head.bootstrap(LOGITS, None)).tolist() == [2.0, 1.0]
