@@ -18,7 +18,6 @@ import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from dqn_speed import TakesTurns, describe_machine, make_trainer, spread
@@ -27,7 +26,6 @@ from turns import FrameRate, Turn, take_turns
 
 from rlmods.algorithms import DQN
 from rlmods.data import ReplayDataModule
-from rlmods.envs.lane_shooter import LaneShooter
 
 NUM_ENVS, FRAMES_A_BLOCK, UPDATES_A_BLOCK, BATCH_SIZE = 64, 1_024, 32, 256
 HIDDEN_SIZES, BUFFER_SIZE, WARM_UP = [128, 128], 100_000, 10_240
@@ -81,52 +79,9 @@ def train_rlmods(frames: int, seed: int, turn: Turn) -> None:
         make_trainer(Path(folder), TakesTurns(turn)).fit(model, datamodule=data)
 
 
-def peer_games(seed: int) -> Any:
-    """The same games as the peer wants them."""
-    from stable_baselines3.common.vec_env import VecEnv
-
-    class PeerGames(VecEnv):  # type: ignore[misc]
-        """What the peer asks of a vector environment."""
-
-        def __init__(self) -> None:
-            self.games = LaneShooter(NUM_ENVS)
-            super().__init__(NUM_ENVS, self.games.single_observation_space, self.games.single_action_space)
-
-        def reset(self) -> Any:
-            return self.games.reset(seed=seed)[0]
-
-        def step_async(self, actions: Any) -> None:
-            self.actions = actions
-
-        def step_wait(self) -> Any:
-            observation, reward, terminated, truncated, infos = self.games.step(self.actions)
-            done = terminated | truncated
-            told: list[dict[str, Any]] = [{} for _ in range(NUM_ENVS)]
-            for game in done.nonzero()[0]:
-                last = infos["final_obs"][game]
-                told[game] = {"terminal_observation": last, "TimeLimit.truncated": bool(truncated[game])}
-            return observation, reward, done, told
-
-        def close(self) -> None:
-            self.games.close()
-
-        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-            return [getattr(self.games, attr_name, None)] * NUM_ENVS
-
-        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-            raise NotImplementedError
-
-        def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-            raise NotImplementedError
-
-        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-            return [False] * NUM_ENVS
-
-    return PeerGames()
-
-
 def train_stable_baselines3(frames: int, seed: int, turn: Turn) -> None:
     """The peer, without logger and progress bar."""
+    from peer_games import PeerGames
     from stable_baselines3 import DQN as PeerDQN
 
     class TakesTurnsDQN(PeerDQN):  # type: ignore[misc]
@@ -138,7 +93,7 @@ def train_stable_baselines3(frames: int, seed: int, turn: Turn) -> None:
 
     TakesTurnsDQN(
         "MlpPolicy",
-        peer_games(seed),
+        PeerGames(NUM_ENVS, seed),
         learning_rate=5e-4,
         buffer_size=BUFFER_SIZE,
         learning_starts=WARM_UP,
