@@ -18,7 +18,7 @@ def expected_value(probabilities: Tensor, atoms: Tensor) -> Tensor:
     Returns:
         `[...]`.
     """
-    # No matrix product, which mixed precision would round to three digits.
+    # No matrix product, which mixed precision would round.
     return (probabilities * atoms).sum(-1)
 
 

@@ -102,7 +102,7 @@ class CategoricalHead(ValueHead):
 
     def values(self, outputs: Tensor) -> Tensor:
         """E Z."""
-        return expected_value(outputs.softmax(-1), self.atoms)
+        return expected_value(outputs.float().softmax(-1), self.atoms)  # also in mixed precision
 
     def of_action(self, outputs: Tensor, action: Tensor) -> Tensor:
         """Logits `[B, Z]`."""
@@ -118,9 +118,9 @@ class CategoricalHead(ValueHead):
         self, prediction: Tensor, target: Tensor, discount: Tensor, bootstrap: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy with the projected target; `td_kl` is the same without the target's entropy."""
-        log_probabilities = prediction.log_softmax(-1)
+        log_probabilities = prediction.float().log_softmax(-1)
         with torch.no_grad():
-            probabilities = bootstrap.softmax(-1)
+            probabilities = bootstrap.float().softmax(-1)
             spread = self.atoms - expected_value(probabilities, self.atoms).unsqueeze(-1)
             positions = target.unsqueeze(-1) + discount.unsqueeze(-1) * spread
             projected = project_onto_atoms(positions, probabilities, self.atoms)
