@@ -16,7 +16,7 @@ from rlmods.cli_parser import with_config_files, with_parent
 from rlmods.doctor.effective import defaults_of, effective_settings, without_reader
 from rlmods.doctor.examination import examine
 from rlmods.doctor.line import Line, Status, overall
-from rlmods.doctor.settings import Setting, table, unread
+from rlmods.doctor.settings import Setting, given_in_vain, table, unread
 from rlmods.doctor.subject import Subject, attach
 from rlmods.doctor.unread import unread_arguments
 from rlmods.reports.comparison import flatten
@@ -82,8 +82,10 @@ class DoctorCLI(RLModsCLI):
         configured = flatten(yaml.safe_load(text))
         lines = [Line("FAIL", "refused", refusal)] if refusal else []
         lines += examine(subject)
-        lines.append(unread(configured, defaults_of(subject), without_reader(subject) | self._never_read(subject)))
-        self.diagnosis = Diagnosis(lines, effective_settings(subject, configured))
+        reasons = without_reader(subject) | self._never_read(subject)
+        in_vain = given_in_vain(configured, defaults_of(subject), reasons)
+        lines.append(unread(configured, in_vain))
+        self.diagnosis = Diagnosis(lines, effective_settings(subject, configured, in_vain))
 
     def _never_read(self, subject: Subject) -> dict[str, str]:
         """Arguments of classes of somebody else that no code reads; of ours there are none."""

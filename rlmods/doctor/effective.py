@@ -17,26 +17,28 @@ from rlmods.data.experience import ExperienceDataModule
 from rlmods.data.expert import ExpertDataModule
 from rlmods.data.rollouts import RolloutDataModule
 from rlmods.doctor.settings import Setting, compare
-from rlmods.doctor.subject import Subject, abilities_of, budget_of, first_optimizers, has_pixels
+from rlmods.doctor.subject import Subject, abilities_of, accumulated, budget_of, first_optimizers, has_pixels
 from rlmods.networks.action_heads import GaussianHead
 
 _MODEL, _DATA = "model.init_args.", "data.init_args."
 _Effective = dict[str, tuple[Any, str]]
 
 
-def effective_settings(subject: Subject, configured: Mapping[str, Any]) -> list[Setting]:
+def effective_settings(subject: Subject, configured: Mapping[str, Any], in_vain: Mapping[str, str]) -> list[Setting]:
     """A row for each setting of model and data, and for those of the run that are decided only now.
 
     Args:
         subject: what the run would be made of.
         configured: all settings by dotted name.
+        in_vain: those that have no effect, with the reason.
     """
     shown = {
         name: value
         for name, value in configured.items()
         if name.startswith((_MODEL, _DATA)) or name in ("seed_everything", "torch_threads", *_of_trainer(subject))
     }
-    return compare(shown, _stored(subject, shown) | _of_trainer(subject) | _derived(subject))
+    nothing = {name: ("no effect", reason) for name, reason in in_vain.items()}
+    return compare(shown, _stored(subject, shown) | _of_trainer(subject) | _derived(subject) | nothing)
 
 
 def _stored(subject: Subject, configured: Mapping[str, Any]) -> _Effective:
@@ -75,6 +77,8 @@ def _derived(subject: Subject) -> _Effective:
     if data.seed is None:
         effective[_DATA + "seed"] = (torch.initial_seed(), "that of seed_everything")
     if isinstance(data, ReplayDataModule):
+        batches = budget.updates_per_iteration * accumulated(subject.model)
+        effective[_DATA + "updates_per_iteration"] = (round(batches, 3), "mini-batches on average")
         effective[_DATA + "learning_starts"] = (budget.first_update, "the iteration in which the first update is made")
     else:
         made = budget.num_iterations * budget.steps_per_iteration

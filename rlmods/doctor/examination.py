@@ -127,9 +127,7 @@ def _dqn(model: DQN, data: ExperienceDataModule, budget: Budget) -> list[Line]:
     interval, hard_interval = model.target_update_interval, model.target_hard_update_interval
     is_squared = isinstance(model.head, ScalarHead) and model.head.loss == "mse"
     lines = [
-        targets.target_mixing(
-            model.tau, interval, "target_update_interval", budget.num_updates, budget.frames_per_update
-        ),
+        targets.target_mixing(model.tau, interval, "target_update_interval", *_pace(budget)),
         updates.learning_rate(
             model.learning_rate, _rates(model.learning_rate_at, budget), budget.progress(budget.start)
         ),
@@ -158,6 +156,10 @@ def _dqn(model: DQN, data: ExperienceDataModule, budget: Budget) -> list[Line]:
     return lines
 
 
+def _pace(budget: Budget) -> tuple[int, float, float]:
+    return budget.num_updates, budget.frames_per_update, budget.updates_per_iteration
+
+
 def _rates(rate_at: updates.RateAt, budget: Budget) -> updates.Rates:
     """From the first update to the last."""
     first = max(budget.first_update, budget.start + budget.steps_per_iteration)
@@ -167,7 +169,7 @@ def _rates(rate_at: updates.RateAt, budget: Budget) -> updates.Rates:
 def _td3(model: TD3, budget: Budget) -> list[Line]:
     delay = model.policy_delay
     return [
-        targets.target_mixing(model.tau, delay, "policy_delay", budget.num_updates, budget.frames_per_update),
+        targets.target_mixing(model.tau, delay, "policy_delay", *_pace(budget)),
         policies.policy_delay(delay, budget.num_updates, budget.updates_per_iteration),
         updates.learning_rate(model.learning_rate, _rates(lambda _: model.learning_rate, budget)),
         *(updates.gradient_clip(model.max_grad_norm.get(name), name) for name in ("critic", "actor")),
@@ -181,9 +183,7 @@ def _td3(model: TD3, budget: Budget) -> list[Line]:
 def _sac(model: SAC, data: ExperienceDataModule, budget: Budget) -> list[Line]:
     num_actions, interval = model.actions.num_actions, model.target_update_interval
     return [
-        targets.target_mixing(
-            model.tau, interval, "target_update_interval", budget.num_updates, budget.frames_per_update
-        ),
+        targets.target_mixing(model.tau, interval, "target_update_interval", *_pace(budget)),
         updates.learning_rate(model.learning_rate, _rates(lambda _: model.learning_rate, budget)),
         *(updates.gradient_clip(model.max_grad_norm.get(name), name) for name in ("critic", "actor")),
         policies.target_entropy(model.target_entropy, num_actions)

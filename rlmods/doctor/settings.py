@@ -37,19 +37,25 @@ def compare(configured: Mapping[str, Any], effective: Mapping[str, tuple[Any, st
     return [Setting(name, value, *effective.get(name, (value, ""))) for name, value in configured.items()]
 
 
-def unread(configured: Mapping[str, Any], defaults: Mapping[str, Any], reasons: Mapping[str, str]) -> Line:
-    """Settings that were given another value than their default, and that have no effect.
+def given_in_vain(
+    configured: Mapping[str, Any], defaults: Mapping[str, Any], reasons: Mapping[str, str]
+) -> dict[str, str]:
+    """Settings that were given another value than their default, and that have no effect, each with the reason.
 
     Args:
         configured: by dotted name.
         defaults: likewise; a setting without one counts as given.
         reasons: why nobody reads a setting, by dotted name.
     """
-    given = {
+    return {
         name: reason
         for name, reason in reasons.items()
         if name in configured and _plain(configured[name]) != _plain(defaults.get(name, ...))
     }
+
+
+def unread(configured: Mapping[str, Any], given: Mapping[str, str]) -> Line:
+    """What `given_in_vain` has found."""
     said = "; ".join(f"{name} = {configured[name]}: {reason}" for name, reason in given.items())
     return line_of(
         "unread_settings",
@@ -68,7 +74,7 @@ def table(settings: Iterable[Setting]) -> list[str]:
 
 def _mark(setting: Setting) -> str:
     if not setting.differs:
-        return setting.note
+        return ""
     word = "resolved" if setting.configured in (None, "auto") else "differs"
     return f"{word}: {setting.note}" if setting.note else word
 

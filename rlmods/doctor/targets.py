@@ -7,6 +7,7 @@ from rlmods.doctor.line import Line, fail, line_of, of_model, warn
 # ReAgent's default of 0.2 (3 updates) was found to diverge; 0.05 (14 updates) is the fastest in common use.
 _FAST = 10.0
 _SLOW = 0.2  # of all updates
+_MANY_LAGS = 4.0  # between two collections
 
 
 def half_life(tau: float, interval: int) -> float:
@@ -19,7 +20,14 @@ def share_left(tau: float, interval: int, num_updates: int) -> float:
     return float((1.0 - tau) ** (num_updates // interval))
 
 
-def target_mixing(tau: float, interval: int, interval_name: str, num_updates: int, frames_per_update: float) -> Line:
+def target_mixing(
+    tau: float,
+    interval: int,
+    interval_name: str,
+    num_updates: int,
+    frames_per_update: float,
+    updates_per_iteration: float,
+) -> Line:
     """The lag of a target network in updates and in frames.
 
     Args:
@@ -28,6 +36,7 @@ def target_mixing(tau: float, interval: int, interval_name: str, num_updates: in
         interval_name: setting that holds it.
         num_updates: of the run.
         frames_per_update: environment steps between two updates.
+        updates_per_iteration: updates between two collections.
     """
     if tau >= 1.0:
         lag = float(interval)
@@ -55,6 +64,14 @@ def target_mixing(tau: float, interval: int, interval_name: str, num_updates: in
             lag < _FAST,
             "The target hardly lags behind the network that it is meant to steady",
             of_model("tau", 0.005) if tau < 1.0 else of_model(interval_name, 500),
+        ),
+        warn(
+            updates_per_iteration > _MANY_LAGS * lag,
+            f"{updates_per_iteration:,.4g} updates are made between two collections: values are bootstrapped from "
+            f"themselves {updates_per_iteration / lag:,.3g} times before the environment says anything new",
+            "lower --data.init_args.updates_per_iteration, or " + of_model("tau", 0.005)[5:]
+            if tau < 1.0
+            else of_model(interval_name, max(int(updates_per_iteration), 1)),
         ),
         warn(
             lag > _SLOW * num_updates,

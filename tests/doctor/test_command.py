@@ -1,6 +1,8 @@
 """The doctor on real configurations, from the command line to the numbers of live objects."""
 
 import json
+import re
+import shlex
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from rlmods.doctor.command import Diagnosis, diagnose, main
 from rlmods.doctor.effective import defaults_of, without_reader
 from rlmods.doctor.examination import examine
 from rlmods.doctor.line import Line
-from rlmods.doctor.settings import unread
+from rlmods.doctor.settings import given_in_vain, unread
 from rlmods.doctor.subject import Subject, attach
 from rlmods.doctor.unread import unread_arguments
 from rlmods.reports.comparison import flatten
@@ -77,9 +79,23 @@ def built(name: str) -> tuple[Subject, dict[str, Any]]:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configurations_do_not_fail(name: str) -> None:
     subject, configured = built(name)
-    lines = [*examine(subject), unread(configured, defaults_of(subject), without_reader(subject))]
+    in_vain = given_in_vain(configured, defaults_of(subject), without_reader(subject))
+    lines = [*examine(subject), unread(configured, in_vain)]
     assert [line.text for line in lines if line.status == "FAIL"] == []
     assert len(lines) > 10
+
+
+def test_the_page_shows_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    command, said = re.search(
+        r"^```sh\n\$? ?(python -m rlmods doctor dqn_cartpole .*?)^```$.*?^```text\n(.*?)^```$", page, re.M | re.S
+    ).groups()  # type: ignore[union-attr]
+    assert main(shlex.split(command)[4:]) == 1
+    # Except for what the machine has.
+    out = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("PASS memory")]
+    shown = [line for line in said.splitlines() if line not in ("...", "") and not line.startswith("PASS memory")]
+    assert [line for line in shown if line not in out] == []
+    assert len(shown) > 20
 
 
 def test_the_seed_of_the_laboratory_had_no_density_ratio() -> None:
@@ -180,7 +196,9 @@ def test_what_a_model_refuses_is_a_line(small: Path) -> None:
 
 def test_settings_that_nobody_reads(small: Path) -> None:
     options = ["--data.init_args.prioritized_replay_alpha", "0.8", "--model.init_args.noisy_std", "0.3"]
-    line = lines_of(diagnose([str(small), *options]))["unread_settings"]
+    diagnosis = diagnose([str(small), *options])
+    assert effective(diagnosis)["model.init_args.noisy_std"] == "no effect"
+    line = lines_of(diagnosis)["unread_settings"]
     assert line.status == "FAIL"
     assert "data.init_args.prioritized_replay_alpha = 0.8: prioritized_replay is false" in line.arithmetic
     assert "model.init_args.noisy_std = 0.3: noisy is false" in line.arithmetic

@@ -37,7 +37,7 @@ def test_share_of_the_old_target() -> None:
 
 
 def test_mixing_in_updates_and_frames() -> None:
-    line = target_mixing(0.005, 1, "target_update_interval", 100_000, 4.0)
+    line = target_mixing(0.005, 1, "target_update_interval", 100_000, 4.0, 1.0)
     assert line.status == "PASS"
     assert "138.3 updates = 553 frames" in line.arithmetic
     assert "0.0067 of it is left" in line.arithmetic  # 0.995^1000 = 0.00665
@@ -59,9 +59,17 @@ def test_mixing_in_updates_and_frames() -> None:
 def test_a_target_that_hardly_moves_or_hardly_lags(
     tau: float, interval: int, num_updates: int, status: str, word: str
 ) -> None:
-    line = target_mixing(tau, interval, "target_update_interval", num_updates, 1.0)
+    line = target_mixing(tau, interval, "target_update_interval", num_updates, 1.0, 1.0)
     assert line.status == status
     assert word in line.reason
+
+
+def test_a_target_that_moves_many_times_before_there_is_anything_new() -> None:
+    """A copy every 60 updates; 240 of them are four, 512 are 8.53."""
+    assert target_mixing(1.0, 60, "target_update_interval", 100_000, 0.1, 240.0).status == "PASS"
+    line = target_mixing(1.0, 60, "target_update_interval", 100_000, 0.1, 512.0)
+    assert line.status == "WARN"
+    assert "8.53 times" in line.reason
 
 
 def test_full_copies_beside_soft_updates() -> None:
