@@ -1,5 +1,6 @@
 """Two games of the Atari 2600 with lanes, from ale-py, with the preprocessing that published scores are of."""
 
+import importlib
 from typing import Any
 
 import gymnasium as gym
@@ -21,9 +22,8 @@ def turmoil(**kwargs: Any) -> gym.Env[Any, Any]:
 
 def _preprocessed(game: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
     try:
-        import ale_py  # late: an extra
+        importlib.import_module("ale_py")  # registers its games
     except ModuleNotFoundError as error:
         raise gym.error.DependencyNotInstalled('ale-py; type pip install "rlmods[atari]"') from error
-    gym.register_envs(ale_py)
     env = gym.make(f"ALE/{game}-v5", **({"frameskip": 1, "repeat_action_probability": 0.0} | kwargs))
     return AtariPreprocessing(env, noop_max=NOOP_MAX, frame_skip=FRAME_SKIP, screen_size=84, grayscale_obs=True)
