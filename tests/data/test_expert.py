@@ -5,14 +5,17 @@ from typing import Any
 import pytest
 import torch
 from expert_cart_pole import ENV_ID, ExpertCartPole
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
+from test_bad_input import refusal
 from test_skeleton import make_trainer
 from torch import Tensor
 
 from rlmods.algorithms.base import Algorithm
 from rlmods.data import ExpertDataModule, ReplayDataModule
 from rlmods.data.segments import ReplaySegments
+from rlmods.data.settings import with_reward_bounds
 from rlmods.types import (
+    EpisodeBatch,
     ExpertShareControl,
     MeasuresReplay,
     MixtureSource,
@@ -147,8 +150,6 @@ def test_evaluations_are_without_the_expert_whose_score_stands_beside_them(
 
 def test_the_experts_score_has_a_standard_error(tmp_path: Path) -> None:
     """Of episodes of 8, 12 and 10 steps: mean 10, √(8/3)/√2."""
-    from rlmods.types import EpisodeBatch
-
     returns = torch.tensor([8.0, 12.0, 10.0], dtype=torch.float64)
     zeros = torch.zeros(3)
     episodes = EpisodeBatch(returns, returns.long(), returns, {}, zeros, zeros, zeros, expert_returns=returns)
@@ -245,16 +246,33 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], words: 
 
 
 def test_other_bounds_than_those_of_the_environment_are_refused() -> None:
-    from rlmods.data.settings import with_reward_bounds
-
     spec = with_reward_bounds(make_data().spec, [-1.0, 1.0])
     assert with_reward_bounds(spec, [-1, 1]) == spec
     with pytest.raises(ValueError, match=r"reward_bounds = \[0.0, 1.0\], but .* itself states \[-1.0, 1.0\]: leave"):
         with_reward_bounds(spec, [0.0, 1.0])
 
 
-def test_an_environment_without_an_expert_is_refused(tmp_path: Path) -> None:
-    data = make_data("CartPole-v1")
-    model: LightningModule = Keeper(data.spec)
-    with pytest.raises(ValueError, match=r"got CartPole-v1, which has no expert.*env_id rlmods/LaneShooter-v0"):
-        make_trainer(tmp_path).fit(model, datamodule=data)
+CONFIG = """\
+model: {class_path: rlmods.algorithms.DQN}
+data:
+  class_path: rlmods.data.ExpertDataModule
+  init_args: {env_id: CartPole-v1, total_env_steps: 2000}
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ([], ["got CartPole-v1, which has no expert", "--data.init_args.env_id rlmods/LaneShooter-v0"]),
+        (["--data.init_args.expert_share", "1.5"], ["expert_share = 1.5", "[0, 1]"]),
+        (["--data.init_args.replay_strata", "{recnt: 1.0}"], ["['recnt']", "'recent', 'high_reward'"]),
+    ],
+)
+def test_what_cannot_work_is_a_sentence_before_anything_is_written(
+    option: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, root = tmp_path / "config.yaml", tmp_path / "root"
+    config.write_text(CONFIG)
+    sentence = refusal(capsys, "fit", "-c", str(config), "--trainer.default_root_dir", str(root), *option)
+    assert [word for word in words if word not in sentence] == []
+    assert not root.exists()
