@@ -19,6 +19,7 @@ from rlmods.callbacks.inert_learning_guard import InertLearningGuard
 from rlmods.callbacks.kl_spike_pause import KLSpikePause
 from rlmods.callbacks.learning_curves import LearningCurves
 from rlmods.callbacks.liveness_guard import LivenessGuard
+from rlmods.callbacks.loss_return_guard import LossReturnGuard
 from rlmods.callbacks.metric_range_guard import MetricRangeGuard
 from rlmods.callbacks.metrics_table import MetricsTable
 from rlmods.callbacks.non_finite_guard import NonFiniteGuard
@@ -55,6 +56,7 @@ __all__ = [
     "KLSpikePause",
     "LearningCurves",
     "LivenessGuard",
+    "LossReturnGuard",
     "MetricRangeGuard",
     "MetricsTable",
     "NonFiniteGuard",
