@@ -53,6 +53,7 @@ def minibatch_of(batch: Any, number: int) -> Any:
         transition=Transition(*fields),
         index=batch.index[rows],
         importance_weight=batch.importance_weight[rows],
+        by_expert=None if batch.by_expert is None else batch.by_expert[rows],
     )
 
 
