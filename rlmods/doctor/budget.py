@@ -91,8 +91,21 @@ def warm_up(budget: Budget, learning_starts: int, random_actions: bool) -> Line:
     )
 
 
-def evaluations(budget: Budget, eval_every: int, episodes: int, max_episode_steps: int | None) -> Line:
-    """How often the policy is evaluated, and at most at which cost."""
+def evaluations(
+    budget: Budget, eval_every: int, episodes: int, max_episode_steps: int | None, *, allowed: bool = True
+) -> Line:
+    """How often the policy is evaluated, and at most at which cost.
+
+    Args:
+        budget: of the run.
+        eval_every: environment steps between two, as configured.
+        episodes: of one evaluation.
+        max_episode_steps: None where there is no limit.
+        allowed: whether the trainer lets any happen.
+    """
+    if not allowed:
+        without = "Without an evaluation a run has no score, and no best checkpoint"
+        return line_of("evaluations", "none", warn(True, without, "leave --trainer.limit_val_batches out"))
     interval = max(1, eval_every // budget.steps_per_iteration)
     every = interval * budget.steps_per_iteration
     count = ceil((budget.num_iterations - budget.start // budget.steps_per_iteration) / interval)

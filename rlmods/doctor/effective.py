@@ -93,6 +93,8 @@ def _of_model(subject: Subject, data: ExperienceDataModule) -> _Effective:
     if isinstance(model, DQN):
         applied = model.learning_rate_at(first) * model.learning_rate_scale
         effective[_MODEL + "learning_rate"] = (applied, "at the first update")
+        schedule = model.learning_rate_at.keywords["schedule"]
+        effective[_MODEL + "learning_rate_schedule"] = (schedule, "")
         last = model.learning_rate_at(1.0) * model.learning_rate_scale
         effective[_MODEL + "final_learning_rate"] = (last, "at the end of the budget")
     elif isinstance(model, PPO):

@@ -66,14 +66,25 @@ def _run(subject: Subject, data: ExperienceDataModule, budget: Budget) -> list[L
         lines.append(budgets.warm_up(budget, data.learning_starts, acts_at_random))
     return [
         *lines,
-        budgets.evaluations(budget, data.eval_every, data.eval_episodes, episode_limit(data)),
+        budgets.evaluations(
+            budget,
+            data.eval_every,
+            data.eval_episodes,
+            episode_limit(data),
+            allowed=subject.trainer.limit_val_batches != 0,
+        ),
         budgets.evaluation_episodes(data.eval_episodes),
         budgets.logging(subject.trainer.log_every_n_steps, budget.num_iterations),  # type: ignore[attr-defined]
     ]
 
 
 def _experience(subject: Subject, data: ExperienceDataModule, budget: Budget) -> list[Line]:
-    memory = replay.memory(experience_bytes(data), network_bytes(subject.model), psutil.virtual_memory().available)
+    memory = replay.memory(
+        experience_bytes(data),
+        network_bytes(subject.model),
+        psutil.virtual_memory().available,
+        data.buffer_size if isinstance(data, ReplayDataModule) else None,
+    )
     if not isinstance(data, ReplayDataModule):
         return [memory]
     processes = subject.processes
@@ -139,6 +150,7 @@ def _dqn(model: DQN, data: ExperienceDataModule, budget: Budget) -> list[Line]:
             budget.total_env_steps,
             budget.first_update,
             model.exploration_care_scale,
+            noisy=model.noisy,
         ),
     ]
     if hard_interval is not None:
@@ -147,10 +159,14 @@ def _dqn(model: DQN, data: ExperienceDataModule, budget: Budget) -> list[Line]:
         support = values.Interval(*model.support)
         lines.append(values.support(model.head.atoms.numel(), support, value_interval(data)))
     if max(model.bc_coef, model.bc_final_coef) > 0.0:
-        has_expert = isinstance(data, ExpertDataModule)
         lines.append(
             schedules.cloning(
-                model.bc_coef, model.bc_final_coef, model.bc_fraction, budget.total_env_steps, has_expert=has_expert
+                model.bc_coef,
+                model.bc_final_coef,
+                model.bc_fraction,
+                budget.total_env_steps,
+                budget.first_update,
+                has_expert=isinstance(data, ExpertDataModule),
             )
         )
     return lines

@@ -90,22 +90,24 @@ def buffer(buffer_size: int, num_collected: int, first_update: int) -> Line:
     )
 
 
-def memory(needed: int, networks: int, available: int | None) -> Line:
+def memory(needed: int, networks: int, available: int, buffer_size: int | None) -> Line:
     """The bytes of a process against what the machine can give.
 
     Args:
         needed: by the experience.
         networks: parameters with gradients, targets and moments.
-        available: None where the system does not say.
+        available: by what the system says.
+        buffer_size: transitions of the replay; None where a rollout is all that is kept.
     """
-    arithmetic = f"{size(needed)} of experience, {size(networks)} of networks with their optimisers"
-    if available is None:
-        return Line("PASS", "memory", f"{arithmetic}; what is available is not known")
     share = (needed + networks) / available
-    fitting = of_data("buffer_size", "N with a smaller N")
+    if buffer_size is None:
+        fitting = of_data("n_steps", "N with a smaller N")
+    else:
+        fitting = of_data("buffer_size", int(0.8 * _MUCH_MEMORY * available / max(needed, 1) * buffer_size))
     return line_of(
         "memory",
-        f"{arithmetic}: {share:.1%} of the {size(available)} that are available",
+        f"{size(needed)} of experience, {size(networks)} of networks with their optimisers: {share:.1%} of the "
+        f"{size(available)} that are available",
         fail(share > 1.0, "It does not fit", fitting),
         warn(share > _MUCH_MEMORY, "More than half of it", fitting),
     )

@@ -12,7 +12,9 @@ _MOSTLY_MIXED = 0.5
 _SAMPLES = 10_000
 
 
-def exploration_rate(start: float, end: float, fraction: float, budget: int, first_update: int, care: float) -> Line:
+def exploration_rate(
+    start: float, end: float, fraction: float, budget: int, first_update: int, care: float, *, noisy: bool
+) -> Line:
     """ε in frames.
 
     Args:
@@ -22,6 +24,7 @@ def exploration_rate(start: float, end: float, fraction: float, budget: int, fir
         budget: environment steps.
         first_update: environment step of it.
         care: factor where the environment needs care.
+        noisy: whether layers with noise explore besides.
     """
     reached = fraction * budget
     arithmetic = (
@@ -29,10 +32,11 @@ def exploration_rate(start: float, end: float, fraction: float, budget: int, fir
         if start != end
         else f"{start:g} all the time"
     )
-    arithmetic += f", x {care:g} where the environment needs care" * (care != 1.0)
+    arithmetic += f", x {care:g} where the environment needs care" * (care != 1.0) + ", and noisy layers" * noisy
     return line_of(
         "exploration",
         arithmetic,
+        warn(start == end == 0.0 and not noisy, "Nothing is explored", of_model("exploration_initial_eps", 1.0)),
         warn(
             start == end > 0.0,
             f"An inert schedule: it begins at its end, and {end:.0%} of all actions stay random",
@@ -160,7 +164,7 @@ def mixed_returns(n_steps: int, share: float, *, through_expert: bool) -> Line:
     )
 
 
-def cloning(coef: float, final: float, fraction: float, budget: int, *, has_expert: bool) -> Line:
+def cloning(coef: float, final: float, fraction: float, budget: int, first_update: int, *, has_expert: bool) -> Line:
     """The weight of behavioural cloning over the budget."""
     return line_of(
         "cloning",
@@ -169,6 +173,11 @@ def cloning(coef: float, final: float, fraction: float, budget: int, *, has_expe
             not has_expert,
             "No transition says that an expert chose its action: nothing is cloned",
             "type --data rlmods.data.ExpertDataModule, or --model.init_args.bc_coef 0",
+        ),
+        warn(
+            final == 0.0 and fraction * budget <= first_update,
+            f"It is 0 by the first update, at {first_update:,}: nothing is cloned",
+            of_model("bc_fraction", f"{min(1.0, 0.5 + first_update / budget):.2g}"),
         ),
         warn(
             final >= coef and coef > 0.0,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from running import SMALL, newest_checkpoint, newest_run
 
 import rlmods.callbacks
@@ -238,6 +238,16 @@ def test_what_fit_refuses_is_refused_alike(
     error = capsys.readouterr().err
     for word in words:
         assert word in error
+
+
+def test_modules_of_others_are_examined_as_far_as_they_are_known() -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, log_every_n_steps=1)
+    experience = data.ReplayDataModule("CartPole-v1", 2_000)
+    lines = {line.name: line for line in examine(attach(LightningModule(), experience, trainer, 0)[0])}
+    assert "1,024" in lines["updates"].arithmetic
+    assert "LightningModule is no algorithm of rlmods" in lines["algorithm"].arithmetic
+    (line,) = examine(attach(LightningModule(), LightningDataModule(), trainer, 0)[0])
+    assert (line.status, line.name) == ("WARN", "data")
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,7 @@ def test_evaluations_come_in_whole_iterations_and_at_the_end() -> None:
 def test_evaluations_that_never_come_or_cost_more_than_the_training() -> None:
     assert evaluations(BUDGET, 1_000, 10, 20).status == "PASS"
     assert evaluations(BUDGET, 1_001, 10, 20).status == "WARN"
+    assert evaluations(BUDGET, 200, 10, 20, allowed=False).status == "WARN"
     assert evaluations(BUDGET, 200, 10, 200).status == "PASS"  # 10 frames for each of training
     assert evaluations(BUDGET, 200, 10, 201).status == "WARN"
 
@@ -110,7 +111,7 @@ def test_number_of_rollouts() -> None:
     [
         (1.0, 0.05, 0.1, "PASS", ""),
         (0.25, 0.25, 0.1, "WARN", "inert"),  # the published one
-        (0.0, 0.0, 0.1, "PASS", ""),
+        (0.0, 0.0, 0.1, "WARN", "Nothing"),
         (0.05, 0.1, 0.1, "WARN", "rises"),
         (1.0, 0.21, 0.5, "WARN", "21%"),
         (1.0, 0.05, 0.009, "WARN", "before the first update"),
@@ -118,13 +119,15 @@ def test_number_of_rollouts() -> None:
     ],
 )
 def test_exploration(start: float, end: float, fraction: float, status: str, word: str) -> None:
-    line = exploration_rate(start, end, fraction, 100_000, 1_000, 1.0)
+    line = exploration_rate(start, end, fraction, 100_000, 1_000, 1.0, noisy=False)
     assert line.status == status
     assert word in line.reason
 
 
 def test_exploration_in_frames() -> None:
-    assert "= 10,000 frames, x 0.25 where" in exploration_rate(1.0, 0.05, 0.1, 100_000, 1_000, 0.25).arithmetic
+    line = exploration_rate(1.0, 0.05, 0.1, 100_000, 1_000, 0.25, noisy=False)
+    assert "= 10,000 frames, x 0.25 where" in line.arithmetic
+    assert exploration_rate(0.0, 0.0, 0.1, 100_000, 1_000, 1.0, noisy=True).status == "PASS"
 
 
 def test_exploration_noise() -> None:
@@ -178,10 +181,12 @@ def test_returns_of_network_and_expert_both() -> None:
 
 
 def test_cloning() -> None:
-    assert cloning(1.0, 0.001, 0.5, 1_000, has_expert=True).status == "PASS"
-    assert "= 500 frames" in cloning(1.0, 0.001, 0.5, 1_000, has_expert=True).arithmetic
-    assert cloning(1.0, 1.0, 0.5, 1_000, has_expert=True).status == "WARN"
-    assert cloning(1.0, 0.0, 0.5, 1_000, has_expert=False).status == "WARN"
+    assert cloning(1.0, 0.001, 0.5, 1_000, 100, has_expert=True).status == "PASS"
+    assert "= 500 frames" in cloning(1.0, 0.001, 0.5, 1_000, 100, has_expert=True).arithmetic
+    assert cloning(1.0, 1.0, 0.5, 1_000, 100, has_expert=True).status == "WARN"
+    assert cloning(1.0, 0.0, 0.5, 1_000, 100, has_expert=False).status == "WARN"
+    assert cloning(1.0, 0.0, 0.5, 1_000, 499, has_expert=True).status == "PASS"
+    assert cloning(1.0, 0.0, 0.5, 1_000, 500, has_expert=True).status == "WARN"
 
 
 def test_a_bounded_bonus_against_the_advantages() -> None:

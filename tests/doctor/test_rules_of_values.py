@@ -202,11 +202,13 @@ def test_the_first_batch_and_the_buffer() -> None:
 
 def test_memory() -> None:
     gibibyte = 2**30
-    assert memory(gibibyte, 0, 2 * gibibyte).status == "PASS"
-    assert "50.0% of the 2.00 GiB" in memory(gibibyte, 0, 2 * gibibyte).arithmetic
-    assert memory(gibibyte, 1, 2 * gibibyte).status == "WARN"
-    assert memory(2 * gibibyte, 1, 2 * gibibyte).status == "FAIL"
-    assert memory(gibibyte, 0, None).status == "PASS"
+    assert memory(gibibyte, 0, 2 * gibibyte, 1_000).status == "PASS"
+    assert "50.0% of the 2.00 GiB" in memory(gibibyte, 0, 2 * gibibyte, 1_000).arithmetic
+    assert memory(gibibyte, 1, 2 * gibibyte, 1_000).status == "WARN"
+    full = memory(2 * gibibyte, 1, 2 * gibibyte, 1_000)
+    assert full.status == "FAIL"
+    assert full.advice.endswith("buffer_size 400")  # 40 % of what is available
+    assert memory(2 * gibibyte, 1, 2 * gibibyte, None).advice.endswith("n_steps N with a smaller N")
 
 
 def test_priorities_and_strata() -> None:
