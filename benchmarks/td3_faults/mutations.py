@@ -327,7 +327,7 @@ class CollectorDead(ReplayDataModule):
         _, replay, _ = self._fitting()
         if self.iterations == 60:
             extend = replay.extend
-            replay.extend = lambda transitions: extend(_first(transitions, 0))  # type: ignore[method-assign]
+            replay.extend = lambda transitions, *expert: extend(_first(transitions, 0), *expert)  # type: ignore[method-assign]
         return super().iterate(trainer)
 
 
