@@ -18,18 +18,14 @@ from rlmods.networks.noisy import NoisyLinear
 from rlmods.types import CarefulPolicy, EnvSpec, Minibatch, ReplayBatch, Transition
 
 C51 = {"num_atoms": 51, "v_min": 0.0, "v_max": 100.0}
-BOUNDED: EnvSpec = {**SPEC, "settings": {"reward_bounds": [-1.0, 2.0]}}
-
-
-def weights(model: DQN) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.q_network.parameters()])
 
 
 def batch_of(transition: Transition, *, num_updates: int = 4, size: int = 8, **fields: Any) -> ReplayBatch:
     """K · B random rows of a transition's fields, with weights of their own."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(2, (num_updates, size), generator=generator)
-    columns: list[Any] = [column[rows] for column in transition]
+    fields_of_rows: list[Any] = list(transition)
+    columns = [column[rows] for column in fields_of_rows]
     columns[0] = columns[0] + torch.randn(columns[0].shape, generator=generator)
     weight = torch.rand(num_updates, size, generator=generator) + 0.5
     clock = {"env_steps": 0, "progress": 0.5} | fields
@@ -167,8 +163,8 @@ def make_noisy(**arguments: Any) -> DQN:
 
 def test_noise_explores_and_evaluation_has_none() -> None:
     model, same = make_noisy(noisy_std=5.0), torch.ones(64, 2)
-    assert model.act(same, env_steps=0).unique().tolist() == [0, 1]
-    assert len(model.act(same, env_steps=0, deterministic=True).unique()) == 1
+    assert set(model.act(same, env_steps=0).tolist()) == {0, 1}
+    assert len(set(model.act(same, env_steps=0, deterministic=True).tolist())) == 1
     values = model.action_values(same)
     assert torch.equal(values, model.eval().q_network(same))
     assert all(layer.mode == "drawn" for layer in model.modules() if isinstance(layer, NoisyLinear))
@@ -210,7 +206,9 @@ class Still(DQN):
         gradients: list[Tensor] = []
         optimizer: Any = torch.optim.SGD(self.q_network.parameters(), lr=0.0)
         optimizer.register_step_pre_hook(
-            lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in self.q_network.parameters()]))
+            lambda *_: gradients.append(
+                torch.cat([p.grad.flatten() for p in self.q_network.parameters() if p.grad is not None])
+            )
         )
         optimizer.optimizer = optimizer
         minibatches = batch.minibatches()
