@@ -8,6 +8,7 @@ from rlmods.callbacks.control_file import ControlFile
 from rlmods.callbacks.curriculum_guard import CurriculumGuard
 from rlmods.callbacks.curves import Curves
 from rlmods.callbacks.distribution_probe import DistributionProbe
+from rlmods.callbacks.effective_settings import EffectiveSettings
 from rlmods.callbacks.entropy_guard import EntropyGuard
 from rlmods.callbacks.eval_early_stopping import EvalEarlyStopping
 from rlmods.callbacks.fixed_point_probe import FixedPointProbe
@@ -44,6 +45,7 @@ __all__ = [
     "CurriculumGuard",
     "Curves",
     "DistributionProbe",
+    "EffectiveSettings",
     "EntropyGuard",
     "EnvStepsProgressBar",
     "EvalEarlyStopping",
