@@ -41,13 +41,13 @@ class FrameStreams:
     def draw(self) -> Bytes:
         """The bytes of the next frame of all rows, `[16, N]`."""
         self.frames += np.uint64(1)
-        return self.peek(0)
+        return self.peek(0, slice(None))
 
-    def peek(self, salt: int) -> Bytes:
-        """Bytes `[16, N]` that belong to the present frame; other ones for each salt from 0 to 127."""
+    def peek(self, salt: int, rows: Indices) -> Bytes:
+        """Bytes `[16, n]` of some rows that belong to the present frame; other ones for each salt from 0 to 127."""
         # A frame has 256 places, an episode 2⁴⁰.
-        first = (self.episodes << np.uint64(40)) + (self.frames << np.uint64(8)) + np.uint64(2 * salt)
-        words = hashed(self.seeds, first + np.arange(2, dtype=np.uint64)[:, None])
+        first = (self.episodes[rows] << np.uint64(40)) + (self.frames[rows] << np.uint64(8)) + np.uint64(2 * salt)
+        words = hashed(self.seeds[rows], first + np.arange(2, dtype=np.uint64)[:, None])
         drawn: Bytes = words.view(np.uint8).reshape(2, -1, 8).transpose(0, 2, 1).reshape(BYTES, -1)
         return drawn
 

@@ -35,7 +35,7 @@ RISE: Final = -np.outer([0.0, 1.0, 1.5, 0.75, 1.0, 1.25], 50 + 6 * _LEVELS).asty
 RESTLESS: Final = np.array([0, 16, 0, 0, 12, 32], np.uint8)  # 256ths, chance of a frame to change the lane
 RIM_RESTLESS: Final = np.array([0, 56, 0, 0, 32, 24], np.uint8)  # and on the rim
 
-PULSE_PERIOD: Final = 32  # frames, of which a pulsar's lane is deadly in the last
+PULSE_PERIOD: Final = 32  # frames, a power of 2, of which a pulsar's lane is deadly in the last
 PULSE_FRAMES: Final = 8
 PULSE_DEPTH: Final = 12 * CELL  # up to which its pulse reaches the rim
 SPLIT_DEPTH: Final = 2 * CELL  # where a tanker splits by itself
@@ -112,9 +112,15 @@ class Board:
         return self.zoom >= 0
 
     @property
+    def pulse_phase(self) -> Array:
+        """`[N]`, frame of the period."""
+        phase: Array = self.clock & (PULSE_PERIOD - 1)
+        return phase
+
+    @property
     def is_pulsing(self) -> Flags:
         """`[N]`, whether the lanes of pulsars are deadly."""
-        pulsing: Flags = self.clock % PULSE_PERIOD >= PULSE_PERIOD - PULSE_FRAMES
+        pulsing: Flags = self.pulse_phase >= PULSE_PERIOD - PULSE_FRAMES
         return pulsing
 
     def relative(self) -> npt.NDArray[np.int8]:

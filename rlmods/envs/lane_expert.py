@@ -61,7 +61,7 @@ def _hunting_cost(board: Board, relative: Array) -> Array:
     """`[5, N]` int16, of each move: the way to the target, and what is deadly there or next to it."""
     target = _target(board, relative)
     cost = np.abs(target - _MOVES[:, None]).astype(np.int16)
-    soon = board.clock % PULSE_PERIOD >= PULSE_PERIOD - PULSE_FRAMES - 2
+    soon = board.pulse_phase >= PULSE_PERIOD - PULSE_FRAMES - 2
     pulses = (board.kind == PULSAR) & (board.depth < PULSE_DEPTH) & soon
     at_rim = (board.depth < CELL) & (board.kind > 0)
     is_deadly = at_rim | pulses

@@ -56,9 +56,19 @@ def observe(board: Board) -> Array:
     _see_lanes(board, relative, rows)
     _see_enemies(board, relative, rows)
     _see_oneself(board, rows)
-    # torch turns a matrix round in blocks, numpy row by row; bytes are a quarter of the way.
-    turned: Array = torch.from_numpy(rows).t().contiguous().float().mul_(_SCALE).numpy()
-    return turned
+    return _transposed(rows)
+
+
+def _transposed(rows: Array) -> Array:
+    """Bytes `[122, N]` to `[N, 122]` float32, each in its unit."""
+    # torch transposes in blocks, numpy row by row; and it moves a pair of rows as quickly as one.
+    pairs = rows.view(np.uint8).reshape(SIZE // 2, 2, -1)
+    words = pairs[:, 1].astype(np.uint16)
+    words <<= np.uint16(8)
+    words |= pairs[:, 0]
+    turned = torch.from_numpy(words.astype("<u2", copy=False).view(np.int16)).t().contiguous().view(torch.int8)
+    seen: Array = turned.float().mul_(_SCALE).numpy()
+    return seen
 
 
 def _see_lanes(board: Board, relative: Array, rows: Array) -> None:
@@ -116,4 +126,4 @@ def _see_oneself(board: Board, rows: Array) -> None:
     rows[ROWS["lives"]] = board.lives
     rows[ROWS["shots"]] = np.bitwise_count(board.shots).sum(0, dtype=np.uint8)
     rows[ROWS["is_pulsing"]] = board.is_pulsing
-    rows[ROWS["pulse_phase"]] = board.clock % PULSE_PERIOD
+    rows[ROWS["pulse_phase"]] = board.pulse_phase

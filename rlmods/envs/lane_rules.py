@@ -43,14 +43,13 @@ def shoot(board: Board, fire: Flags) -> Array:
     Returns:
         `[16, N]` uint16, the cells that a shot has been in since the last frame.
     """
-    swept = board.shots | board.shots << np.uint16(1)
+    before = board.shots.copy()
     board.shots <<= np.uint16(1)
     in_flight = np.bitwise_count(board.shots).sum(0, dtype=np.uint8)
     begins = fire & (in_flight < MAX_SHOTS)
     begun = begins.astype(np.uint16) << _zoom_cell(board)
-    here = own_lane(board)
-    board.shots.reshape(-1)[here] |= begun
-    swept.reshape(-1)[here] |= begun
+    board.shots.reshape(-1)[_own_lane(board)] |= begun
+    swept: Array = before | board.shots
     return swept
 
 
@@ -128,7 +127,7 @@ def zoom_on(board: Board) -> Array:
     return through
 
 
-def own_lane(board: Board) -> Array:
+def _own_lane(board: Board) -> Array:
     """`[N]` intp, where the player's lane is in a flat `[16, N]`."""
     here = np.multiply(board.lane, board.num_games, dtype=np.intp)
     here += np.arange(board.num_games)

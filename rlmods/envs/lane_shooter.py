@@ -161,16 +161,15 @@ class LaneShooter(VectorEnv[Any, Any, Any]):
         ended = terminated | truncated
         infos: dict[str, Any] = {}
         if ended.any():
-            infos = self._final_infos(ended, observation)
-            observation = observation.copy()
             games = np.flatnonzero(ended)
+            infos = self._final_infos(ended, games, observation)
             self._begin(games)
             observation[games] = self._first[self.board.lane[games]]
         return self._see(observation), reward.astype(np.float32), terminated, truncated, infos
 
     def expert_action(self) -> npt.NDArray[np.int64]:
         """What the scripted expert does in the present states, `[N]`; its mistakes belong to the state."""
-        return choose_actions(self.board, self._streams.peek(_MISTAKES), self.expert_mistakes)
+        return choose_actions(self.board, self._streams.peek(_MISTAKES, ALL), self.expert_mistakes)
 
     def needs_care(self) -> Flags:
         """`[N]`, whether the player flies down the tube, where a wrong step is fatal."""
@@ -244,7 +243,7 @@ class LaneShooter(VectorEnv[Any, Any, Any]):
 
     def _begin(self, games: Indices) -> None:
         self._streams.begin(games)
-        self.board.lane[games] = self._streams.peek(_PLACEMENT)[0, games] & NUM_LANES - 1
+        self.board.lane[games] = self._streams.peek(_PLACEMENT, games)[0] & NUM_LANES - 1
         self.board.lives[games] = self.lives
         self.board.begin_level(games, np.ones_like(self._elapsed[games]), self.open)
         self._elapsed[games] = self._score[games] = 0
@@ -265,11 +264,13 @@ class LaneShooter(VectorEnv[Any, Any, Any]):
         board.begin_level(ALL, np.ones(NUM_LANES, np.int64), self.open)
         return observe(board)
 
-    def _final_infos(self, ended: Flags, observation: Array) -> dict[str, Any]:
+    def _final_infos(self, ended: Flags, games: Array, observation: Array) -> dict[str, Any]:
+        final = np.empty_like(observation)  # the rows of games that go on are nobody's
+        final[games] = observation[games]
         sums: dict[str, Any] = {name: sums.copy() for name, sums in self._sums.items()}
         sums |= {f"_{name}": ended for name in self._sums}
         return {
-            "final_obs": observation,
+            "final_obs": final,
             "_final_obs": ended,
             "final_info": {"episode_sums": sums, "_episode_sums": ended},
             "_final_info": ended,
