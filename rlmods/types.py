@@ -296,7 +296,7 @@ class UpdateSettings(Protocol):
 
 @runtime_checkable
 class MeasuresReplay(Protocol):
-    """A data module that counts what it draws from its replay, of this process."""
+    """A data module that counts what it draws from its replay, over all processes."""
 
     @property
     def replay_ratio(self) -> float | None:

@@ -154,7 +154,7 @@ class ReplayDataModule(ExperienceDataModule):
 
     @property
     def replay_ratio(self) -> float | None:
-        """Transitions drawn for each new one, as counted since learning began; None before the first draw."""
+        """Transitions drawn for each new one since learning began, over all processes; None before the first draw."""
         return self.drawing.value
 
     def rollout_statistics(self) -> dict[str, float]:
@@ -203,8 +203,9 @@ class ReplayDataModule(ExperienceDataModule):
         learns = self._env_steps >= self.learning_starts and vector_steps > self.n_steps
         num_updates = 0
         if learns:
-            inserted = len(collected.by_expert)
-            num_updates = self.drawing.take(self.updates_per_iteration, self.batch_size, inserted)
+            # Over all processes, which must make the same number of updates.
+            inserted = sum_over_processes(len(collected.by_expert), trainer)
+            num_updates = self.drawing.take(self.updates_per_iteration, self.batch_size * trainer.world_size, inserted)
         sample = replay.sample(num_updates, self.batch_size, self.progress)
         return ReplayBatch(
             *sample,

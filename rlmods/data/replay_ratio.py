@@ -29,8 +29,8 @@ class ReplayRatio:
 
         Args:
             num_updates: that are wanted.
-            batch_size: transitions of one update.
-            inserted: new transitions of the iteration.
+            batch_size: transitions of one update, over all processes.
+            inserted: new transitions of the iteration, over all processes.
 
         Returns:
             The updates to make, at most those wanted: so many that the ratio does not exceed the limit.
