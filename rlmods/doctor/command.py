@@ -82,23 +82,27 @@ class DoctorCLI(RLModsCLI):
         configured = flatten(yaml.safe_load(text))
         lines = [Line("FAIL", "refused", refusal)] if refusal else []
         lines += examine(subject)
-        reasons = without_reader(subject) | self._never_read(subject)
-        in_vain = given_in_vain(configured, defaults_of(subject), reasons)
+        in_vain = given_in_vain(configured, defaults_of(subject), without_reader(subject))
+        in_vain |= {name: reason for name, reason in never_read(subject).items() if name in configured}
         lines.append(unread(configured, in_vain))
         self.diagnosis = Diagnosis(lines, effective_settings(subject, configured, in_vain))
 
-    def _never_read(self, subject: Subject) -> dict[str, str]:
-        """Arguments of classes of somebody else that no code reads; of ours there are none."""
-        owners = (("model.init_args.", subject.model), ("data.init_args.", subject.data))
-        return {
-            prefix + name: f"{type(owner).__name__} never reads it"
-            for prefix, owner in owners
-            if not type(owner).__module__.startswith("rlmods.")
-            for name in unread_arguments(type(owner))
-        }
-
     def after_fit(self) -> None:
         """Nothing has ended."""
+
+
+def never_read(subject: Subject) -> dict[str, str]:
+    """Arguments of somebody else's classes that no code reads, whatever their value; of ours there are none."""
+    callbacks: list[Any] = subject.trainer.callbacks  # type: ignore[attr-defined]
+    owners = [("model", subject.model), ("data", subject.data)]
+    owners += [(f"trainer.callbacks.{type(callback).__name__}", callback) for callback in callbacks]
+    return {
+        f"{prefix}.init_args.{name}": f"no code of {kind.__name__} reads it"
+        for prefix, owner in owners
+        for kind in type(owner).__mro__
+        if kind.__module__.partition(".")[0] not in ("rlmods", "lightning", "torch", "builtins")
+        for name in unread_arguments(kind)
+    }
 
 
 def diagnose(arguments: list[str]) -> Diagnosis:

@@ -40,13 +40,12 @@ def unread_arguments(kind: type[Any]) -> list[str]:
 
 def _used_in(function: ast.FunctionDef) -> set[str]:
     """Names that the body loads, but for `self.name = name`."""
-    stored = {
-        id(node.value)
-        for node in ast.walk(function)
-        if isinstance(node, ast.Assign)
-        and isinstance(node.value, ast.Name)
-        and all(isinstance(target, ast.Attribute) and target.attr == node.value.id for target in node.targets)
-    }
+    stored = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Name):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if all(isinstance(target, ast.Attribute) and target.attr == node.value.id for target in targets):
+                stored.add(id(node.value))
     body = [inner for statement in function.body for inner in ast.walk(statement)]
     return {
         node.id

@@ -261,7 +261,7 @@ class Forgetful:
     def __init__(self, used: int, kept_and_read: int, clamp_targets_nowhere: bool = True) -> None:
         self.size = used + 1
         self.kept_and_read = kept_and_read
-        self.clamp_targets_nowhere = clamp_targets_nowhere
+        self.clamp_targets_nowhere: bool = clamp_targets_nowhere
 
     def read(self) -> int:
         return self.kept_and_read
@@ -270,6 +270,36 @@ class Forgetful:
 def test_an_argument_that_nobody_reads_is_found_in_the_source() -> None:
     # Not as one word, which would be a key that is looked up.
     assert unread_arguments(Forgetful) == ["_".join(("clamp", "targets", "nowhere"))]
+
+
+STRANGE = """\
+from lightning.pytorch import Callback
+from rlmods.algorithms import DQN
+
+
+class Clamped(DQN):
+    def __init__(self, spec, clamp_nothing: bool = True, **options):
+        super().__init__(spec, **options)
+        self.clamp_nothing = clamp_nothing
+
+
+class Watcher(Callback):
+    def __init__(self, every: int = 1, watch_nothing: float = 8.0):
+        self.every, self.watch_nothing = every + 1, 0.0
+"""
+
+
+def test_a_flag_that_is_only_declared_is_an_error(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As clamp_targets was in the published run: on by default, and read by nobody."""
+    (tmp_path / "strange.py").write_text(STRANGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changes = tmp_path / "changes.yaml"
+    changes.write_text("{model: {class_path: strange.Clamped}, trainer: {callbacks: [{class_path: strange.Watcher}]}}")
+    line = lines_of(diagnose([str(small), str(changes)]))["unread_settings"]
+    assert line.status == "FAIL"
+    assert "model.init_args.clamp_nothing = True: no code of Clamped reads it" in line.arithmetic
+    assert "trainer.callbacks.Watcher.init_args.watch_nothing = 8.0: no code of Watcher" in line.arithmetic
+    assert "every" not in line.arithmetic
 
 
 OURS = [getattr(module, name) for module in (algorithms, data, rlmods.callbacks) for name in module.__all__]
