@@ -143,8 +143,14 @@ class LaneShooter(VectorEnv[Any, Any, Any]):
         return self._see(self._first[self.board.lane]), {}
 
     def step(self, actions: npt.NDArray[Any]) -> tuple[Array, npt.NDArray[np.float32], Flags, Flags, dict[str, Any]]:
-        """Play a frame with actions `[N]` in [0, 20)."""
-        action = np.asarray(actions).astype(np.int8)
+        """Play a frame with actions `[N]` in [0, 20).
+
+        Raises:
+            ValueError: where there are others.
+        """
+        if actions.min() < 0 or actions.max() >= NUM_ACTIONS:
+            raise ValueError(f"got actions from {actions.min()} to {actions.max()}, expected 0 to {NUM_ACTIONS - 1}")
+        action = actions.astype(np.int8)
         streams: dict[str, Array] = {} if self._bonus is None else {"bonus": self._bonus.pay(action)}
         points, died = self._play(action)
         self._elapsed += 1

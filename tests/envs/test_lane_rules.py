@@ -296,6 +296,12 @@ def test_a_quota_appears_and_no_more() -> None:
     assert appeared.tolist() == [8] * 16
 
 
+@pytest.mark.parametrize("action", [-1, 20])
+def test_another_action_is_refused(action: int) -> None:
+    with pytest.raises(ValueError, match=f"got actions from .*{action}.*, expected 0 to 19"):
+        quiet_game(2).step(np.array([5, action]))
+
+
 def test_actions_in_numbers() -> None:
     moves = np.arange(-2, 3)
     assert encode_action(moves, np.zeros(5), np.zeros(5)).tolist() == [0, 4, 8, 12, 16]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +58,27 @@ def test_spaces_and_dtypes() -> None:
     assert (reward.shape, reward.dtype) == ((6,), np.float32)
     assert (terminated.dtype, truncated.dtype) == (bool, bool)
     assert infos == {}
+
+
+class OneGame(gym.Env[Any, Any]):
+    """Gymnasium's checker knows single environments alone."""
+
+    def __init__(self) -> None:
+        self.games = LaneShooter(1)
+        self.observation_space = self.games.single_observation_space
+        self.action_space = self.games.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.games.reset(seed=seed)[0][0], {}
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, _ = self.games.step(np.array([action]))
+        return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+
+def test_gymnasiums_checker_finds_nothing() -> None:
+    check_env(OneGame(), skip_render_check=True)
 
 
 def test_the_same_seed_gives_the_same_games_and_none_the_next_ones() -> None:

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 
 class Told(gym.Env[Any, Any]):
-    """Observes a dict, has episodes of different lengths, and reports events and a rate of its own."""
+    """Observes a dict, has episodes of different lengths, and reports events, a rate of its own and a sum."""
 
     observation_space = spaces.Dict(
         {"position": spaces.Box(-1e3, 1e3, (2,), np.float32), "light": spaces.Box(0, 255, (3,), np.uint8)}
@@ -28,7 +28,10 @@ class Told(gym.Env[Any, Any]):
         self.position = self.position + action
         ends = self.left == 0
         happened = bool(self.position[0] > 0)
-        info = {"is_success": happened, "success_rate": 3.0 * happened} if ends else {}
+        info: dict[str, Any] = {}
+        if ends:
+            sums = {"way": float(self.position[1])}
+            info = {"is_success": happened, "success_rate": 3.0 * happened, "episode_sums": sums}
         return self._observe(), float(self.position.sum()), ends and happened, ends and not happened, info
 
     def _observe(self) -> dict[str, Any]:
