@@ -37,7 +37,7 @@ def test_the_entropy_pump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert success(pumped, "first") > 0.95  # the warm start was sound
     assert success(pumped, "last") < 0.5
     events = [json.loads(line) for line in (pumped / "events.jsonl").read_text().splitlines()]
-    assert {"sigma_beyond_box", "sigma_costs_return"} <= {event.get("cause") for event in events}
+    assert {"sigma_beyond_box", "sigma_costs_return"} <= {event["evidence"].get("cause") for event in events}
 
     capsys.readouterr()
     assert next_command([str(pumped)]) == 0

@@ -1,7 +1,7 @@
 """What Lightning makes every algorithm repeat: one update, the clocks, the evaluation step."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -13,7 +13,16 @@ from torch import Tensor
 
 from rlmods.functional.norms import clip_by_global_norm_, global_norm
 from rlmods.functional.proportions import rate_metrics
-from rlmods.types import EnvSpec, EpisodeBatch, Evaluator, ExperienceSource, Feedback, Observation, ReplaySource
+from rlmods.types import (
+    EnvSpec,
+    EpisodeBatch,
+    Evaluator,
+    ExperienceSource,
+    Feedback,
+    Observation,
+    ReplaySource,
+    RolloutSource,
+)
 
 TargetTransform = Callable[[Tensor], Tensor]
 
@@ -27,6 +36,7 @@ class Algorithm(LightningModule):
 
     Attributes:
         network_settings: names of the hyper-parameters that a checkpoint's weights fit one value of.
+        learns_from: what its batches come from: a replay, or rollouts.
         spec: of the environment that the networks were built for.
         total_env_steps: the budget, by which schedules run; the data module owns it, 0 until a trainer has attached it.
         learning_starts: environment steps before the first update; owned by the data module as well.
@@ -37,6 +47,7 @@ class Algorithm(LightningModule):
     """
 
     network_settings: tuple[str, ...] = ()
+    learns_from: Literal["replay", "rollouts"] = "replay"
 
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()
@@ -55,6 +66,7 @@ class Algorithm(LightningModule):
         """Take the budget from the data module; let the CPU round denormal numbers to zero.
 
         Raises:
+            TypeError: where the data module is one of ours, and of the other kind.
             ValueError: under a precision other than 32-true or bf16-mixed.
         """
         if self.trainer.precision not in ("32-true", "bf16-mixed"):
@@ -67,6 +79,15 @@ class Algorithm(LightningModule):
         # Where a ReLU unit is dead, Adam's moments decay into denormal numbers, on which arithmetic is slow.
         torch.set_flush_denormal(True)
         source = self.trainer.datamodule  # type: ignore[attr-defined]
+        other, expected = {
+            "replay": (RolloutSource, "ReplayDataModule"),
+            "rollouts": (ReplaySource, "RolloutDataModule"),
+        }[self.learns_from]
+        if isinstance(source, other):
+            raise TypeError(
+                f"got {type(source).__name__} for {type(self).__name__}, which learns from {self.learns_from}: type "
+                f"--data rlmods.data.{expected}"
+            )
         if isinstance(source, ExperienceSource):
             self.total_env_steps = source.total_env_steps
         if isinstance(source, ReplaySource):

@@ -101,6 +101,7 @@ class LinearTD(Algorithm):
         ValueError: where the environment names no features, or a value lies outside its range.
     """
 
+    learns_from = "rollouts"
     teacher_weight: Tensor
 
     def __init__(

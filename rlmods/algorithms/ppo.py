@@ -19,7 +19,8 @@ Deviations from the paper:
 3. Continuous actions are tanh of a Gaussian whose σ is bounded by construction. The Gaussian that the environment
    clips stays available (`action_distribution: unbounded`): its σ may leave the box, and then actions are coin flips.
 4. With `vtrace_rho_bar` and `vtrace_c_bar` values, ratios and advantages are computed anew before each epoch after the
-   first, with the ratios clipped as in V-trace (Espeholt et al. 2018); on the first they are GAE's.
+   first, with the ratios clipped as in V-trace (Espeholt et al. 2018); on the first they are GAE's. The advantage is
+   δ_t + λ discount_t (v_{t+1} − V(s_{t+1})): the step's own ratio is that of the surrogate.
 5. Mini-batches consist of segments of `bptt_horizon` steps. With `prio_alpha` they are drawn with replacement by their
    advantages, and weighted by (S P)^−β, with β going to 1.
 6. Schedules are taken at the beginning of a rollout: the first has the full learning rate, the last more than 0.
@@ -96,6 +97,7 @@ class PPO(Algorithm):
     """
 
     network_settings = ("lstm_hidden_size", "activation", "action_distribution")
+    learns_from = "rollouts"
 
     def __init__(
         self,
@@ -269,7 +271,8 @@ class PPO(Algorithm):
             is_first = counts and not updates
             if self.target_kl is not None and not is_first:
                 kl = _mean(approximate_kl(signals["log_ratio"].detach()), signals.get("weight"))
-                if float(kl) > 1.5 * self.target_kl:
+                # All processes end their epochs together, or they wait for each other's gradients for ever.
+                if float(self.trainer.strategy.reduce(kl, reduce_op="mean")) > 1.5 * self.target_kl:
                     return updates, True
             signals["grad_norm"] = self.optimize_all(optimizers, signals["loss"], self.max_grad_norm, counts=is_first)
             self.update_steps += 1
@@ -348,10 +351,14 @@ class PPO(Algorithm):
         for transform in self.target_transforms:
             target = transform(target)
         rho_bar, c_bar = self.vtrace_rho_bar or 1.0, self.vtrace_c_bar or 1.0
-        advantage = vtrace_advantage(
-            target - value, ratio, rollout.discount.float(), rho_bar, c_bar, self.gae_lambda, ended
-        )
-        value_target = advantage + value
+        td_error, discount = target - value, rollout.discount.float()
+        value_error = vtrace_advantage(td_error, ratio, discount, rho_bar, c_bar, self.gae_lambda, ended)
+        value_target = value + value_error
+        advantage = value_error
+        if self.vtrace_rho_bar is not None:
+            # The surrogate multiplies a step's own ratio: here it would count twice.
+            advantage = td_error.clone()
+            advantage[:-1] += self.gae_lambda * discount[:-1] * ~ended[:-1] * value_error[1:]
         valid = rollout.valid
         signals = {
             "value": value[valid].unsqueeze(0),

@@ -15,7 +15,7 @@ from torch import Tensor
 from rlmods.algorithms import PPO
 from rlmods.algorithms.ppo_settings import check_batch
 from rlmods.algorithms.segments import Segments, cut_segments, take_segments
-from rlmods.data import RolloutDataModule
+from rlmods.data import ReplayDataModule, RolloutDataModule
 from rlmods.types import EnvSpec, Rollout
 
 SMALL: dict[str, Any] = {"hidden_sizes": [8], "batch_size": 16, "n_epochs": 2}
@@ -209,6 +209,24 @@ def test_vtrace_is_gae_as_long_as_the_policy_has_not_moved() -> None:
     torch.testing.assert_close(clipped.advantage, plain.advantage, rtol=1e-4, atol=1e-4)
 
 
+def test_the_advantage_leaves_a_steps_own_ratio_to_the_surrogate() -> None:
+    """Without clips v − V = ρ_t (δ_t + λ discount_t (v − V)_{t+1}), so ρ times the advantage is v − V."""
+    settings = {"vtrace_rho_bar": 1e9, "vtrace_c_bar": 1e9, "learning_rate": 0.01}
+    model = fit("Pendulum-v1", 64, settings, num_envs=2, n_steps=32)
+    segments, _ = model.segments(model.rollouts[0])
+    ratio = model.loss_signals(segments, 0.2)["log_ratio"].detach().exp()
+    assert float(ratio.std()) > 0.05
+    weighted = ratio * segments.advantage.flatten()
+    torch.testing.assert_close(weighted, (segments.value_target - segments.value).flatten(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_replay_is_refused() -> None:
+    data = ReplayDataModule("Pendulum-v1", 2_000)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(TypeError, match=r"got ReplayDataModule for PPO, .*--data rlmods.data.RolloutDataModule"):
+        trainer.fit(PPO(data.spec), datamodule=data)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -263,9 +281,10 @@ def test_muon_on_log_sigma_drifts_at_a_speed_that_no_gradient_sets() -> None:
             (8, 32, 512, 1),
             r"batch_size = 512 with num_envs 8 x n_steps 32 = 256.*type --model.init_args.batch_size 256",
         ),
-        ((8, 32, 100, 1), r"batch_size = 100.*expected one that divides it.*batch_size 128"),
+        ((8, 32, 100, 1), r"batch_size = 100.*expected whole segments that divide the rollout.*batch_size 128"),
+        ((8, 32, 100, 16), r"batch_size = 100 .*batch_size 128"),
         ((8, 30, 60, 16), r"bptt_horizon = 16 with n_steps = 30.*n_steps 32"),
-        ((8, 32, 40, 16), r"batch_size = 40 with segments of bptt_horizon = 16.*batch_size 32"),
+        ((8, 32, 40, 16), r"batch_size = 40 with .* in segments of bptt_horizon = 16.*batch_size 32"),
     ],
 )
 def test_a_rollout_that_does_not_divide_is_refused(arguments: tuple[int, int, int, int], message: str) -> None:
@@ -286,7 +305,13 @@ def test_the_derived_batch_of_the_specification() -> None:
         ({"gae_lambda": 1.5}, r"gae_lambda = 1.5.*in \[0, 1\]"),
         ({"clip_range": 0.0}, "clip_range = 0.0"),
         ({"vtrace_rho_bar": 1.0}, "expected both, or neither"),
+        ({"vtrace_rho_bar": 1.0, "vtrace_c_bar": 2.0}, r"vtrace_c_bar = 2.0 above .*vtrace_c_bar 1.0"),
+        ({"vtrace_rho_bar": 0.5, "vtrace_c_bar": 0.5}, r"vtrace_rho_bar = 0.5.*at least 1"),
         ({"action_distribution": "beta"}, "out of bounded, unbounded"),
+        ({"learning_rate": math.inf}, r"learning_rate = inf.*above 0 and finite"),
+        ({"hidden_sizes": [64, 0]}, r"hidden_sizes = \[64, 0\].*widths of at least 1"),
+        ({"weight_decay": 0.1}, r"weight_decay = 0.1 with optimizer adam.*optimizer adamw"),
+        ({"muon_parameters": "all_matrices"}, r"all_matrices with optimizer adam.*optimizer muon"),
     ],
 )
 def test_settings_outside_their_range_are_refused(settings: dict[str, Any], message: str) -> None:
