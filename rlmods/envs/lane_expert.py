@@ -37,24 +37,16 @@ def choose_actions(board: Board, random: Bytes, mistakes: float) -> npt.NDArray[
         mistakes: probability of a random move and of random fire in a frame, in steps of 2⁻¹⁶.
     """
     relative = board.relative()
-    threat = _threatened(board, relative)
     cost = np.where(board.is_zooming, _spike_cost(board), _hunting_cost(board, relative))
     cost += _WALL * _is_walled(board)
-    # The sum of number and position: the first of the cheapest moves, from the smallest on.
-    order = np.abs(_MOVES)[:, None] * np.int16(1)
-    move = _MOVES[(cost * 4 + order).argmin(0)]
+    cost = 4 * cost + np.abs(_MOVES)[:, None]  # of the cheapest moves the smallest
+    move = _MOVES[cost.argmin(0)]
     is_aligned = ((relative == move) & (board.kind > 0)).any(0)
     near_rim = ((np.abs(relative - move) <= 2) & (board.depth < _SHALLOW) & (board.kind > 0)).any(0)
     fire = is_aligned | near_rim | board.is_zooming
-    zap = board.has_zap & (threat.sum(0) >= 2) & ~board.is_zooming
+    at_rim = (board.depth < CELL) & (board.kind > 0) & (np.abs(relative) <= MAX_MOVE)
+    zap = board.has_zap & (at_rim.sum(0) >= 2) & ~board.is_zooming
     return _mistaken(encode_action(move, fire, zap), random, mistakes)
-
-
-def _threatened(board: Board, relative: Array) -> Flags:
-    """`[7, N]`, the enemies that may be on the player's lane within some frames."""
-    at_rim = (board.depth < CELL) & (board.kind > 0)
-    threatened: Flags = at_rim & (np.abs(relative) <= MAX_MOVE)
-    return threatened
 
 
 def _hunting_cost(board: Board, relative: Array) -> Array:
