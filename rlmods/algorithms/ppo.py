@@ -291,7 +291,8 @@ class PPO(Algorithm):
         if number == 1:
             yield segments
         elif self.prio_alpha > 0.0:
-            probability = segment_probabilities(segments.advantage, self.prio_alpha)
+            counted = segments.advantage if segments.weight is None else segments.advantage * segments.weight
+            probability = segment_probabilities(counted, self.prio_alpha)
             weight = segment_weight(probability, self.prio_beta0 + (1.0 - self.prio_beta0) * progress)
             for _ in range(number):
                 drawn = torch.multinomial(probability, size, replacement=True)

@@ -329,9 +329,9 @@ class ExperienceDataModule(LightningDataModule):
         trainer = self.attached_trainer()
         render = self.video_folder is not None
         if stream not in self._evaluation_environments:
-            self._evaluation_environments[stream] = self.make_environments(
-                ceil(self.eval_episodes / trainer.world_size), render=render
-            )
+            num_agents = self.spec.get("settings", {}).get("num_agents", 1)  # swarms are not divided
+            share = ceil(self.eval_episodes / (trainer.world_size * num_agents)) * num_agents
+            self._evaluation_environments[stream] = self.make_environments(share, render=render)
         return self.make_evaluator(self._evaluation_environments[stream], stream)
 
     def make_evaluator(self, environments: Environments, stream: int) -> Evaluator:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import numpy as np
 
 from rlmods.envs.drone_observations import MAX_STAGES, Layout
-from rlmods.envs.drone_tasks import WORLD, RewardWeights, Task
+from rlmods.envs.drone_tasks import WORLD, RewardWeights, Task, make_stages
 
 _WHOLE = ("num_envs", "num_agents", "level", "num_waypoints", "max_episode_steps")
 
@@ -44,6 +44,10 @@ def check_drone_settings(settings: Mapping[str, Any]) -> None:
     for name, (is_right, expected) in expectations.items():
         if not is_right:
             _refuse(name, settings[name], expected)
+    hold_steps = make_stages(settings["task"], settings["num_waypoints"]).hold_steps
+    if settings["max_episode_steps"] < hold_steps:
+        expected = f"at least the {hold_steps} steps for which {settings['task']} asks to be held"
+        _refuse("max_episode_steps", settings["max_episode_steps"], expected)
 
 
 def make_reward_weights(changed: Mapping[str, float] | None) -> RewardWeights:
@@ -52,13 +56,15 @@ def make_reward_weights(changed: Mapping[str, float] | None) -> RewardWeights:
     Raises:
         ValueError: where there is no such weight, or it is no number.
     """
+    if not isinstance(changed, Mapping | None):
+        _refuse("reward_weights", changed, 'names with numbers, such as {"proximity": 0}')
     weights = dict(changed or {})
     unknown = sorted(weights.keys() - set(RewardWeights._fields))
     if unknown:
         _refuse("reward_weights", unknown, f"names among {', '.join(RewardWeights._fields)}")
     for name, value in weights.items():
         if not _is_number(value):
-            _refuse(f"reward_weights.{name}", value, "a finite number")
+            _refuse("reward_weights", changed, f"a finite number for {name}")
     return RewardWeights(**weights)
 
 

@@ -205,4 +205,9 @@ def action_head(spec: EnvSpec, distribution: ActionDistribution, log_std_init: f
         return CategoricalHead([action["n"]], is_single=True)
     if action["kind"] == "multi_discrete":
         return CategoricalHead(action["nvec"], is_single=False)
+    if distribution == "bounded" and not all(map(math.isfinite, [*action["low"], *action["high"]])):
+        raise ValueError(
+            f"got action_distribution = bounded for {spec['env_id']}, whose actions are without bounds: type "
+            "--model.init_args.action_distribution unbounded, or wrap the environment in gymnasium's RescaleAction"
+        )
     return (BoundedGaussianHead if distribution == "bounded" else UnboundedGaussianHead)(spec, log_std_init)
