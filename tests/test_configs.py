@@ -37,7 +37,7 @@ def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_config("dqn_cart")
 
 
-OTHER_ALGORITHMS = {"safeguards/off_policy", "safeguards/actor_critic", "safeguards/ppo"}
+OTHER_ALGORITHMS = {"safeguards/off_policy", "safeguards/actor_critic", "safeguards/ppo", "safeguards/curriculum"}
 
 
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in OTHER_ALGORITHMS])
@@ -90,15 +90,29 @@ def test_the_preset_of_rollouts_is_added_to_a_run_that_has_them(tmp_path: Path) 
     assert len(checkpoint["health"]) == len(entries)
 
 
+def test_the_preset_of_curricula_is_added_to_a_run_that_has_one(tmp_path: Path) -> None:
+    small = ["total_env_steps", 640, "learning_starts", 320, "eval_every", 640, "eval_episodes", 2]
+    small += ["updates_per_iteration", 1, "max_replay_ratio", 8.0]
+    options = [f"--data.init_args.{key}={value}" for key, value in zip(small[::2], small[1::2], strict=True)]
+    command = ["fit", "--config", "postmortem/dqn_replay_ratio", "--trainer.callbacks=null"]
+    run([*command, "--config", "safeguards/curriculum", "--trainer.default_root_dir", str(tmp_path), *options])
+    checkpoint = newest_checkpoint(newest_run(tmp_path))
+    entries = yaml.safe_load(find_config("safeguards/curriculum").read_text())["trainer"]["callbacks+"]
+    assert checkpoint["health"] == {name: {} for name in checkpoint["health"]}
+    assert len(checkpoint["health"]) == len(entries)
+
+
 def small_run(config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """The iterations after which something has been learned, and the settings that end the run there."""
     if config["model"]["class_path"].endswith("PPO"):
         horizon, num_envs = config["model"]["init_args"]["bptt_horizon"] or 1, config["data"]["init_args"]["num_envs"]
         rollout = max(horizon * num_envs, config["model"]["init_args"]["batch_size"])
         return 2, {"n_steps": rollout // num_envs, "total_env_steps": 2 * rollout, "eval_episodes": 8}
-    if config["data"]["class_path"].endswith("ReplayDataModule"):
+    if config["data"]["class_path"].endswith(("ReplayDataModule", "ExpertDataModule")):
         steps = config["data"]["init_args"]["steps_per_iteration"]
         small: dict[str, Any] = {"total_env_steps": 2 * steps, "learning_starts": steps, "buffer_size": 1000}
+        if config["data"]["init_args"]["n_steps"] * config["data"]["init_args"]["num_envs"] >= 2 * steps:
+            small["n_steps"] = 1
         if config["data"]["init_args"]["resize"] is not None:
             small |= {"batch_size": 4, "env_kwargs": {"max_episode_steps": 20}}
         return 2, {**small, "eval_episodes": 1, "updates_per_iteration": 2}

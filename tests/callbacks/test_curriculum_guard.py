@@ -22,7 +22,7 @@ from rlmods.callbacks.detectors import Severity
 from rlmods.callbacks.evaluations import Evaluation
 from rlmods.callbacks.return_falls import ReturnFalls
 from rlmods.callbacks.safeguard import MissingInputError
-from rlmods.data.expert import ExpertDataModule
+from rlmods.data import ExpertDataModule
 from rlmods.types import MixtureTotals, Observation
 
 # The decomposition

@@ -22,7 +22,7 @@ from rlmods.callbacks.applied_settings import (
     share_not_in_effect,
 )
 from rlmods.callbacks.detectors import Severity
-from rlmods.data.expert import ExpertDataModule
+from rlmods.data import ExpertDataModule
 
 
 def rate(*values: float) -> Applied:
