@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -34,7 +34,7 @@ Leaves with 1 where a line says FAIL, with 2 where fit would refuse the command.
 """
 
 
-class Diagnosis:
+class Diagnosis(NamedTuple):
     """What the doctor found.
 
     Attributes:
@@ -42,9 +42,8 @@ class Diagnosis:
         settings: configured against effective.
     """
 
-    def __init__(self, lines: list[Line], settings: list[Setting]) -> None:
-        self.lines = lines
-        self.settings = settings
+    lines: list[Line]
+    settings: list[Setting]
 
     @property
     def status(self) -> Status:

@@ -60,13 +60,18 @@ def fail(condition: bool, reason: str, advice: str = "") -> Complaint | None:
     return Complaint("FAIL", reason, advice) if condition else None
 
 
+def model_option(name: str, value: object) -> str:
+    """A setting of the model, as it is typed."""
+    return f"--model.init_args.{name} {value}"
+
+
 def of_model(name: str, value: object) -> str:
-    """What to type for a setting of the model."""
-    return f"type --model.init_args.{name} {value}"
+    """The advice to type it."""
+    return f"type {model_option(name, value)}"
 
 
 def of_data(name: str, value: object) -> str:
-    """What to type for a setting of the data module."""
+    """The advice to type a setting of the data module."""
     return f"type --data.init_args.{name} {value}"
 
 

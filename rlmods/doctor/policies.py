@@ -2,7 +2,7 @@
 
 import math
 
-from rlmods.doctor.line import Line, fail, line_of, of_model, warn
+from rlmods.doctor.line import Line, fail, line_of, model_option, of_model, warn
 
 _LOUD_BONUS = 0.1  # of the spread of standardised advantages
 _STANDARD_ERRORS = 3.0
@@ -46,12 +46,12 @@ def entropy_bonus(ent_coef: float, largest_entropy: float, num_actions: int, bat
         fail(
             needed > _STANDARD_ERRORS * noise,
             "The bonus has no upper end and is louder than the noise: sigma grows until actions are coin flips",
-            of_model("ent_coef", 0.0) + " or " + of_model("action_distribution", "bounded")[5:],
+            of_model("ent_coef", 0.0) + " or " + model_option("action_distribution", "bounded"),
         ),
         warn(
             True,
             "The bonus of an unbounded Gaussian has no upper end: nothing but the advantages keeps sigma in the box",
-            of_model("ent_coef", 0.0) + " or " + of_model("action_distribution", "bounded")[5:],
+            of_model("ent_coef", 0.0) + " or " + model_option("action_distribution", "bounded"),
         ),
     )
 
@@ -74,7 +74,7 @@ def initial_std(std: float, highest: float | None, num_actions: int) -> Line:
             highest is None and std > 1.0 - 1e-6,
             f"Of {num_actions} actions {1.0 - (1.0 - outside) ** num_actions:.0%} of the draws have a clipped one from "
             "the start, and nothing keeps sigma from growing",
-            of_model("log_std_init", -0.5) + " or " + of_model("action_distribution", "bounded")[5:],
+            of_model("log_std_init", -0.5) + " or " + model_option("action_distribution", "bounded"),
         ),
         warn(std < 0.05, "Hardly anything is explored", of_model("log_std_init", -0.5)),
     )

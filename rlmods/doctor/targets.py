@@ -2,7 +2,7 @@
 
 import math
 
-from rlmods.doctor.line import Line, fail, line_of, of_model, warn
+from rlmods.doctor.line import Line, fail, line_of, model_option, of_model, warn
 
 # ReAgent's default of 0.2 (3 updates) was found to diverge; 0.05 (14 updates) is the fastest in common use.
 _FAST = 10.0
@@ -69,7 +69,7 @@ def target_mixing(
             updates_per_iteration > _MANY_LAGS * lag,
             f"{updates_per_iteration:,.4g} updates are made between two collections: values are bootstrapped from "
             f"themselves {updates_per_iteration / lag:,.3g} times before the environment says anything new",
-            "lower --data.init_args.updates_per_iteration, or " + of_model("tau", 0.005)[5:]
+            "lower --data.init_args.updates_per_iteration, or " + model_option("tau", 0.005)
             if tau < 1.0
             else of_model(interval_name, max(int(updates_per_iteration), 1)),
         ),

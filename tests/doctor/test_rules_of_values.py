@@ -78,6 +78,8 @@ def test_full_copies_beside_soft_updates() -> None:
     assert hard_copies(138, 0.005, 1, 100_000).status == "WARN"  # half of it is gone after 138.3
     assert hard_copies(139, 0.005, 1, 100_000).status == "PASS"
     assert hard_copies(1_001, 0.005, 1, 1_000).status == "WARN"
+    assert hard_copies(10, 0.5, 1, 1_000).status == "PASS"
+    assert "hardly lags" in hard_copies(9, 0.5, 1, 1_000).reason
 
 
 def test_what_is_left_to_the_bootstrap() -> None:
@@ -236,7 +238,7 @@ def test_a_schedule_that_overrides_a_constant() -> None:
     assert "5e-05 all the time" in overridden.arithmetic
     assert learning_rate(1e-3, Rates(1e-3, 5e-4, 0.0, 1e-3, 0.1)).status == "PASS"
     assert learning_rate(1e-3, Rates(5e-4, 5e-4, 5e-4, 5e-4, 0.0)).status == "PASS"
-    assert learning_rate(1e-3, Rates(0.0, 0.0, 0.0, 0.0, 0.0)).status == "FAIL"
+    assert learning_rate(1e-3, Rates(0.0, 0.0, 0.0, 0.0, 0.0), 1.0).reason == "Nothing is learned"
     assert learning_rate(1e-3, Rates(1e-3, 1e-5, 1e-5, 1e-3, 0.6)).status == "WARN"
 
 
