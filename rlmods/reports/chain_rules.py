@@ -99,14 +99,18 @@ def warm_start_differs(facts: RunFacts) -> Finding | None:
 
 
 def setting_not_in_effect(facts: RunFacts) -> Finding | None:
-    """G2. The learning rate at its peak was not the one that is configured."""
+    """G2. The learning rate at its peak was not the one that is configured, or a safeguard has named such a setting."""
     configured, peak = facts.setting("learning_rate"), facts.learning_rate_peak
+    causes = ("setting_not_in_effect", "share_not_in_effect")  # of `EffectiveSettings`
+    named = tuple(alarm.message for alarm in facts.alarms if alarm.cause in causes)
     if facts.continued == "full" or not isinstance(configured, int | float) or not peak:
-        return None
-    if 0.5 * configured <= peak <= 1.01 * configured:
-        return None
-    evidence = (f"learning rate {peak:.4g} at its peak, {configured:.4g} configured",)
-    return Finding("setting_not_in_effect", "a schedule or a safeguard had replaced the learning rate", evidence)
+        is_replaced = False
+    else:
+        is_replaced = not 0.5 * configured <= peak <= 1.01 * configured
+    if is_replaced:
+        evidence = (f"learning rate {peak:.4g} at its peak, {configured:.4g} configured", *named)
+        return Finding("setting_not_in_effect", "a schedule or a safeguard had replaced the learning rate", evidence)
+    return Finding("setting_not_in_effect", "what was configured was not in effect", named) if named else None
 
 
 def non_finite(facts: RunFacts) -> Finding | None:

@@ -135,6 +135,14 @@ def test_one_thing_is_wrong(changes: dict[str, Any], expected: tuple[str, str, A
     assert rule_and_knob(decide(healthy(**changes))) == expected
 
 
+def test_a_setting_that_a_safeguard_found_without_effect_is_told() -> None:
+    alarm = Alarm("share_not_in_effect", "warn", 100, "the expert acted on 0.9 of the frames, expected 0.2")
+    (found,) = [f for f in decide(healthy(alarms=(alarm,))).observed if f.rule == "setting_not_in_effect"]
+    assert found.evidence == (alarm.message,)
+    other = alarm._replace(cause="value_gap")
+    assert not [f for f in decide(healthy(alarms=(other,))).observed if f.rule == "setting_not_in_effect"]
+
+
 def test_a_warm_start_that_is_not_the_parents_policy() -> None:
     parent = healthy()
     child = healthy(parent=parent, start=Score(30.0, 1.0, 20, 0), started_from=Score(100.0, 1.0, 20, 6000))
