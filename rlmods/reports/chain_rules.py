@@ -6,7 +6,9 @@ what is explained is no cause.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from rlmods.functional.schedules import scheduled
 from rlmods.reports.facts import RunFacts, Score
 from rlmods.reports.levels import has_fallen, has_gained, has_learned, is_improving, reference, standard_error
 from rlmods.reports.proposal import Finding, Proposal, Start
@@ -66,7 +68,7 @@ def broken_off(facts: RunFacts) -> Finding | None:
     return Finding(
         "broken_off",
         "the run did not come to its end, and nothing is wrong with it",
-        (f"{facts.env_steps} of {total} environment steps",),
+        (f"{facts.env_steps} of {total} environment steps", *([facts.outcome] if facts.outcome else [])),
         Proposal("", None, None, "last", "it comes to the end of its budget", "as planned for the run"),
     )
 
@@ -153,7 +155,8 @@ def no_updates(facts: RunFacts) -> Finding | None:
 def policy_outside_box(facts: RunFacts) -> Finding | None:
     """B5. σ lies far outside the action box: most actions are its corners, KL is small because of σ.
 
-    A good policy can live there while |μ| grows with σ, so that alone is no cause; `regressed_from_best` uses it.
+    A good policy can live there while |μ| grows with σ, so that alone is no cause: it proposes something only where
+    nothing was ever learned.
     """
     entropy, uniform = facts.entropy, facts.uniform_entropy
     std = facts.std if facts.std is not None else _std_of(facts)
@@ -361,14 +364,27 @@ def keep(facts: RunFacts) -> Finding | None:
             "data.init_args.total_env_steps", total, to, "last", "the evaluations go on rising",
             "no rise over two thirds of the new budget",
         )  # fmt: skip
-        return Finding(
-            "keep", "nothing is wrong, and it still improves: the same settings for longer", evidence, proposal
-        )
+        reason = "nothing is wrong, and it still improves: the same settings for longer"
+        return Finding("keep", reason, (*evidence, *_rises_again(facts, to)), proposal)
     proposal = Proposal(
         "seed_everything", seed, seed + 1 if isinstance(seed, int) else 1, "fresh" if facts.parent is None else "best",
         "a score within the interval of this one", "none: a seed tells how much of the score is luck",
     )  # fmt: skip
     return Finding("keep", "nothing is wrong: the same settings with another seed", evidence, proposal)
+
+
+def _rises_again(facts: RunFacts, to: int) -> tuple[str, ...]:
+    """What a larger budget does to an annealed learning rate whose clock goes on."""
+    rate, end = facts.setting("learning_rate"), facts.setting("final_learning_rate")
+    schedule: Any = facts.setting("learning_rate_schedule") or ("constant" if end is None else "linear")
+    if schedule not in ("linear", "cosine") or not isinstance(rate, int | float) or to <= 0:
+        return ()
+    progress, warmup = min(facts.env_steps / to, 1.0), facts.setting("learning_rate_warmup") or 0.0
+    begins = scheduled(progress, start=rate, end=end or 0.0, schedule=schedule, warmup=warmup)
+    return (
+        f"the learning rate ended at {number(facts.learning_rate_last)} and goes on at about {begins:.3g}: its "
+        f"{schedule} schedule spans the new budget",
+    )
 
 
 def _peak(facts: RunFacts) -> Score | None:

@@ -8,6 +8,10 @@ from rlmods.reports.levels import lower_bound, reference
 from rlmods.reports.proposal import Finding, Proposal
 from rlmods.reports.regression import changed_settings
 
+# A full training state holds random numbers and the state of its optimiser: it would revert them, or does not fit.
+_OF_FULL_STATE = ("seed_everything", "model.init_args.optimizer", "model.init_args.muon_parameters")
+_TOTAL = "data.init_args.total_env_steps"
+
 
 class Decision(NamedTuple):
     """What to do next.
@@ -18,7 +22,8 @@ class Decision(NamedTuple):
         checkpoint: healthy, to begin from; None for a run that begins anew, or goes on in its own folder.
         base: the run whose configuration is the base of the next one.
         settings: of the next run, where they differ from the base, by dotted name.
-        weights_only: whether the checkpoint's optimiser does not fit, or its clocks are to begin anew.
+        weights_only: whether the checkpoint's optimiser or its random numbers do not fit, or its clocks are to begin
+            anew.
         observed: findings besides it, which guard against wrong conclusions.
         explained: findings that another one explains, by rule → the one that explains it.
     """
@@ -47,33 +52,41 @@ def decide(facts: RunFacts) -> Decision:
     if chosen is None or chosen.proposal is None:
         return Decision(chosen, None, None, facts, {}, False, observed, said)
     score, base = _begin(facts, chosen.proposal)
-    settings = _settings(facts, base, score, chosen.proposal)
-    # Another optimizer has another state; and what began anew before begins anew again.
-    is_other = any(knob.rpartition(".")[2] in ("optimizer", "muon_parameters") for knob in settings)
-    weights_only = score is not None and (is_other or facts.continued == "weights")
-    return Decision(chosen, chosen.proposal, score, base, settings, weights_only, observed, said)
+    proposal = chosen.proposal
+    if proposal.start in ("best", "ancestor") and score is None:
+        proposal, base = proposal._replace(start="fresh"), facts
+    changed = {difference.knob for difference in changed_settings(facts.settings, base.settings)} | {proposal.knob}
+    weights_only = score is not None and (facts.continued == "weights" or not changed.isdisjoint(_OF_FULL_STATE))
+    settings = _settings(facts, base, score, proposal, weights_only=weights_only)
+    return Decision(chosen, proposal, score, base, settings, weights_only, observed, said)
 
 
 def _begin(facts: RunFacts, proposal: Proposal) -> tuple[Score | None, RunFacts]:
-    """The best healthy checkpoint of the chain with its run, or the run alone where it begins anew or goes on."""
+    """The best healthy checkpoint of the chain with its run, or the run alone where it begins anew or goes on.
+
+    A score whose checkpoint is gone tells how good the settings were, and cannot be begun from.
+    """
     of_ancestors = reference(facts)
     if proposal.start not in ("best", "ancestor"):
         return None, facts
-    if proposal.start == "best" and facts.best is not None:
+    if of_ancestors is not None and of_ancestors[0].checkpoint is None:
+        of_ancestors = None
+    if proposal.start == "best" and facts.best is not None and facts.best.checkpoint is not None:
         own = facts.best, facts
         return own if of_ancestors is None else max(own, of_ancestors, key=lambda pair: lower_bound(pair[0]))
     return (None, facts) if of_ancestors is None else of_ancestors
 
 
-def _settings(facts: RunFacts, base: RunFacts, score: Score | None, proposal: Proposal) -> dict[str, Any]:
+def _settings(
+    facts: RunFacts, base: RunFacts, score: Score | None, proposal: Proposal, *, weights_only: bool
+) -> dict[str, Any]:
     """The settings of the run that was read, with the knob turned, as far as the base has others."""
     settings = {d.knob: d.now for d in changed_settings(facts.settings, base.settings)}
-    total = "data.init_args.total_env_steps"
-    if score is not None and facts.continued != "weights" and isinstance(facts.settings.get(total), int):
-        budget = max(facts.settings[total] - facts.env_steps_at_start, 1)
-        settings[total] = max(facts.settings[total], score.env_steps + budget)
-    elif score is not None and total in facts.settings:
-        settings[total] = facts.settings[total]
+    total = facts.settings.get(_TOTAL)
+    if score is not None and isinstance(total, int):
+        # The run's own share; the clock of weights alone begins at 0.
+        budget = max(total - facts.env_steps_at_start, 1)
+        settings[_TOTAL] = budget if weights_only else max(total, score.env_steps + budget)
     if proposal.knob:
         settings[proposal.knob] = proposal.to
     return settings

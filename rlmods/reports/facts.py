@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from rlmods.reports.comparison import flatten
+from rlmods.reports.kept_checkpoints import best_kept
+from rlmods.reports.run_data import read_mapping
 from rlmods.reports.run_summary import read_summary
 from rlmods.reports.tables import RunFolderError
 
@@ -46,7 +46,9 @@ class RunFacts:
         scores: all evaluations in order, without that of the warm start.
         start: evaluation of the policy that the run began with.
         started_from: the parent's evaluation of the same checkpoint.
-        best: the evaluation with the highest lower bound, of a checkpoint that is kept and healthy.
+        best: the evaluation with the highest lower bound, of a checkpoint that is there, intact and healthy; where none
+            is left, the best one without its checkpoint.
+        unusable: checkpoints that the summary names and that are gone or damaged, and why.
         continued: "fresh", "full" or "weights".
         parent: the run that it continues.
         baseline: return of an untrained policy.
@@ -59,6 +61,7 @@ class RunFacts:
         kl_last: at the end, whatever the learning rate was then.
         clip_fraction: mean over the same iterations as `kl`.
         quarantined: metrics outside the bounds of their definition, and their values.
+        outcome: how the run ended, in words.
     """
 
     run: str
@@ -76,6 +79,7 @@ class RunFacts:
     env_steps_at_start: int = 0
     complete: bool | None = True
     exception: str | None = None
+    outcome: str = ""
     updates: float | None = None
     non_finite: tuple[str, ...] = ()
     action: str | None = None
@@ -95,6 +99,7 @@ class RunFacts:
     learning_rate_last: float | None = None
     alarms: tuple[Alarm, ...] = ()
     quarantined: Mapping[str, float | None] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def last(self) -> Score | None:
@@ -140,13 +145,14 @@ def read_facts(folder: Path, depth: int = 0) -> RunFacts:
     parent = read_facts(parent_folder, depth + 1) if has_parent and parent_folder is not None else None
     found = summary["evaluation"]
     begins = found["warm_start"] is not None
+    kept, refused = best_kept(folder, summary)
     return RunFacts(
         run=str(folder),
-        settings=flatten(yaml.safe_load(config_file.read_text())),
+        settings=flatten(read_mapping(config_file)),
         scores=tuple(s for e in found["all"][int(begins) :] if (s := _score(e)) is not None),
         start=_score(found["warm_start"]),
         started_from=_started_from(parent_folder, summary.get("checkpoint_of_parent")) if has_parent else None,
-        best=_score(found["best"], folder),
+        best=_score(found["best"]) if kept is None else _score(kept, folder),
         continued=summary["continued"],
         parent=parent,
         baseline=summary["untrained_baseline"],
@@ -154,9 +160,11 @@ def read_facts(folder: Path, depth: int = 0) -> RunFacts:
         env_steps_at_start=summary["env_steps_at_start"],
         complete=summary["outcome"]["complete"],
         exception=summary["outcome"]["exception"],
+        outcome=summary["outcome"]["reason"],
         non_finite=_non_finite(summary),
         alarms=tuple(Alarm(a["cause"], a["severity"], a["first_env_steps"], a["message"]) for a in summary["alarms"]),
         quarantined=summary["quarantined"],
+        unusable={str(path): reason for path, reason in refused.items()},
         **_measured(summary),
     )
 

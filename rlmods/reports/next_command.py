@@ -16,6 +16,7 @@ from rlmods.reports.decision import Decision, decide
 from rlmods.reports.facts import RunFacts, read_facts
 from rlmods.reports.proposal import Finding
 from rlmods.reports.regression import changed_settings
+from rlmods.reports.run_data import read_mapping
 from rlmods.reports.summary import number
 from rlmods.reports.tables import RunFolderError
 
@@ -59,7 +60,7 @@ def next_config(folder: Path, decision: Decision) -> str | None:
     header = [*_in_words(decision), _command(folder, decision)]
     settings = _nested(decision.settings)
     if decision.proposal.start == "fresh":
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = read_mapping(folder / "config.yaml")
         settings = _merged({name: value for name, value in config.items() if name not in _OF_ONE_RUN}, settings)
     lines = [f"# {line}".rstrip() for text in header for line in text.splitlines()]
     return "\n".join(lines) + "\n" + yaml.safe_dump(settings, sort_keys=False)
@@ -79,6 +80,8 @@ def _readings(facts: RunFacts) -> list[str]:
             f"tenth of its peak {facts.learning_rate_peak:.3g}; KL {number(facts.kl_last)} at the end, at a rate of "
             f"{number(facts.learning_rate_last)}"
         )
+    for run in facts.lineage():
+        lines += [f"  passed over {path}: {reason}" for path, reason in run.unusable.items()]
     if facts.parent is not None:
         changed = changed_settings(facts.settings, facts.parent.settings)
         lines += [f"  {d.knob}: {d.before} in the parent, {d.now} now" for d in changed]
@@ -96,7 +99,12 @@ def _in_words(decision: Decision) -> list[str]:
         return lines
     if proposal.knob:
         lines.append(f"hypothesis: {proposal.knob} from {proposal.effective} to {proposal.to}")
+    wanted = finding.proposal
+    if wanted is not None and wanted.start != proposal.start:
+        lines.append("no checkpoint of the chain can be begun from: the next run begins afresh")
     lines += [f"expected: {proposal.expected}", f"stop: {proposal.stop}"]
+    if proposal.start == "last" and not decision.settings:
+        lines.append("before you type it: make sure that no process trains in that folder any more")
     return lines
 
 

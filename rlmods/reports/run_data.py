@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,8 +132,8 @@ def read_run(folder: Path) -> RunData:
     rows = read_table(folder / LEARNING_CURVES) if has_rows else None
     probes, damaged = _read_probes(folder / "probes")
     events, notes = _read_events(folder / "events.jsonl")
-    config = _read_mapping(folder / "config.yaml") or _read_mapping(folder / "config.json")
-    environment = _read_mapping(folder / "env_resolved.json")
+    config = read_mapping(folder / "config.yaml") or read_mapping(folder / "config.json")
+    environment = read_mapping(folder / "env_resolved.json")
     columns = rows.columns if rows is not None else {}
     tables = [table for table in (rows, *probes.values()) if table is not None]
     return RunData(
@@ -141,7 +142,7 @@ def read_run(folder: Path) -> RunData:
         rows=rows,
         probes=probes,
         events=events,
-        record=_read_mapping(folder / "run.json"),
+        record=read_mapping(folder / "run.json"),
         config=config,
         environment=environment,
         lab=read_lab_settings(config, environment, columns),
@@ -179,8 +180,12 @@ def _read_tensorboard(folder: Path) -> dict[str, Series]:
     return curves
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file with a mapping; empty where there is no file."""
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file with a mapping; empty where there is no file.
+
+    Raises:
+        RunFolderError: where it cannot be read, or holds something else.
+    """
     if not path.is_file():
         return {}
     try:
@@ -202,11 +207,23 @@ def _read_events(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
             event = json.loads(line)
         except json.JSONDecodeError:
             event = None
-        if isinstance(event, dict) and "kind" in event:
+        if _is_event(event):
             events.append(event)
         elif line.strip():
             notes.append(f"{path.name}: line {number} is damaged and left out")
     return events, notes
+
+
+def _is_event(event: Any) -> bool:
+    """Whether a line is as `append_event` writes it."""
+    if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
+        return False
+    if not isinstance(event.get("evidence") or {}, dict) or not isinstance(event.get("env_steps") or 0, int | float):
+        return False
+    try:
+        return "time" not in event or datetime.fromisoformat(event["time"]).tzinfo is not None
+    except (TypeError, ValueError):
+        return False
 
 
 def _outcome_of_events(events: list[dict[str, Any]], budget: Any) -> Outcome:

@@ -198,8 +198,17 @@ def _statistics(values: list[float]) -> dict[str, Any]:
 
 
 def _rates(run: RunData) -> tuple[Series, float]:
+    """The learning rate, and its peak: of an annealed one the configured, which may lie before the first point."""
     series = run.curve(_LEARNING_RATE)
-    return series, max((value for value in series.values if math.isfinite(value)), default=math.nan)
+    model = run.configured("model")
+    configured = model.get("learning_rate")
+    goes_on = (run.record.get("origin") or {}).get("continued") == "full"
+    has_schedule = model.get("learning_rate_schedule") in ("linear", "cosine")
+    falls = has_schedule or model.get("final_learning_rate") is not None
+    logged = [value for value in series.values if math.isfinite(value)]
+    if falls and not goes_on and isinstance(configured, int | float):
+        logged.append(float(configured))
+    return series, max(logged, default=math.nan)
 
 
 def _at(series: Series, time: float) -> float | None:

@@ -21,13 +21,14 @@ def check_schema(path: Path, name: Literal["run", "summary"]) -> dict[str, Any]:
         name: of the schema.
 
     Raises:
-        RunFolderError: where the file is no JSON, or does not match: which entry, what was got and expected.
+        RunFolderError: where the file is no JSON, which has no NaN, or does not match: which entry, what was got and
+            expected.
     """
     from jsonschema import Draft202012Validator  # late: it takes a tenth of a second
     from jsonschema.exceptions import best_match
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise RunFolderError(f"got {path}, which cannot be read: {reason}: {_ADVICE[name]}") from error
@@ -40,3 +41,7 @@ def check_schema(path: Path, name: Literal["run", "summary"]) -> dict[str, Any]:
         )
     checked: dict[str, Any] = content
     return checked
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word}, for which JSON has no number")

@@ -69,7 +69,8 @@ def write_lab(folder: Path, rows: Sequence[Mapping[str, Any]], **settings: Any) 
 
 
 def event(kind: str, env_steps: int = 0, message: str = "", **evidence: Any) -> dict[str, Any]:
-    return {"time": "t", "kind": kind, "env_steps": env_steps, "iteration": 1, "message": message, "evidence": evidence}
+    content = {"kind": kind, "env_steps": env_steps, "iteration": 1, "message": message, "evidence": evidence}
+    return {"time": "2026-01-01T00:00:00.000+00:00", **content}
 
 
 def write_events(folder: Path, *events: Mapping[str, Any]) -> None:

@@ -151,6 +151,34 @@ def test_a_warm_start_that_is_not_the_parents_policy() -> None:
     assert rule_and_knob(decide(same))[0] == "keep"
 
 
+def test_another_seed_of_a_child_takes_the_weights_alone() -> None:
+    parent = healthy()
+    child = replace(
+        healthy(parent=parent, continued="full", start=parent.best, settings={"data.init_args.total_env_steps": 9000}),
+        env_steps_at_start=6000,
+    )
+    decision = decide(child)
+    assert rule_and_knob(decision) == ("keep", "seed_everything", 1)
+    # A full state would bring the old random numbers back; the clock of the weights alone begins at 0.
+    assert (decision.weights_only, decision.settings["data.init_args.total_env_steps"]) == (True, 3000)
+
+
+def test_more_of_an_annealed_rate_rises_again() -> None:
+    rising = healthy(scores=scores(20.0, 40.0, 60.0), settings={MODEL + "learning_rate_schedule": "linear"})
+    decision = decide(rising)
+    assert decision.finding is not None
+    assert any("goes on at about 0.0005: its linear schedule" in line for line in decision.finding.evidence)
+
+
+def test_a_checkpoint_that_is_gone_tells_of_settings_and_begins_nothing() -> None:
+    gone = replace(healthy(), best=Score(100.0, 1.0, 20, 4000))
+    decision = decide(child_of(gone, 20.0, 20.0, entropy=5.0, settings={ENT: 0.5}))
+    assert rule_and_knob(decision) == ("regressed", ENT, 0.0)
+    assert decision.checkpoint is None
+    assert decision.proposal is not None
+    assert decision.proposal.start == "fresh"
+
+
 def test_a_learning_rate_that_was_not_in_effect_is_said() -> None:
     decision = decide(healthy(learning_rate_peak=5e-5))
     assert [f.rule for f in decision.observed if f.rule == "setting_not_in_effect"]

@@ -60,10 +60,11 @@ def test_damaged_lines_of_events_are_left_out_with_a_note(tmp_path: Path) -> Non
     write_lab(tmp_path, healthy_rows(2))
     write_events(tmp_path, event("start"))
     with (tmp_path / "events.jsonl").open("a") as file:
-        file.write('{"damaged": "{"}\n{"kind": "st')
+        file.write('{"damaged": "{"}\n{"kind": "start", "time": "yesterday"}\n{"kind": "alarm", "evidence": [1]}\n')
+        file.write('{"kind": "stop", "time": "2026-01-01T00:00:00"}\n{"kind": "st')
     run = read_run(tmp_path)
     assert [line["kind"] for line in run.events] == ["start"]
-    assert run.notes == [f"events.jsonl: line {line} is damaged and left out" for line in (2, 3)]
+    assert run.notes == [f"events.jsonl: line {line} is damaged and left out" for line in range(2, 7)]
 
 
 @pytest.mark.parametrize(

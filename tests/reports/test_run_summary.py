@@ -23,7 +23,7 @@ RECORD: dict[str, Any] = {
 def run_of(curves: Mapping[str, list[float]], events: list[dict[str, Any]] | None = None) -> RunData:
     """A run whose points lie at 100, 200, … environment steps."""
     drawn = {name: Series([100.0 * (i + 1) for i in range(len(values))], values) for name, values in curves.items()}
-    return RunData(Path("version_7"), drawn, events=events or [], record=RECORD)
+    return RunData(Path("version_7"), drawn, events=events or [], record=dict(RECORD))
 
 
 def summary_of(run: RunData, checkpoints: list[dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -94,6 +94,20 @@ def test_kl_is_read_while_the_learning_rate_was_up() -> None:
     assert summary["learning_rate"]["last_share_of_peak"] == 0.0
 
 
+def test_an_annealed_rate_has_its_peak_before_the_first_point() -> None:
+    run = run_of({"train/learning_rate": [4e-4, 8e-5], "train/approx_kl": [0.02, 0.01]})
+    for schedule, peak, count in (("linear", 1e-3, 1), ("constant", 4e-4, 2)):
+        settings = {"learning_rate": 1e-3, "learning_rate_schedule": schedule}
+        run.config["model"] = {"class_path": "rlmods.algorithms.PPO", "init_args": settings}
+        summary = summary_of(run)
+        assert summary["learning_rate"]["peak"] == peak
+        assert summary["curves"]["train/approx_kl"]["while_learning"]["count"] == count
+    # A child with the full state begins within its schedule.
+    run.config["model"]["init_args"]["learning_rate_schedule"] = "linear"
+    run.record.update({"origin": {"continued": "full", "checkpoint": None, "config_changes": []}})
+    assert summary_of(run)["learning_rate"]["peak"] == 4e-4
+
+
 def test_entropy_stands_beside_that_of_a_uniform_policy() -> None:
     # H = 4 (½ ln 2πe + ln σ) with σ = 2, and ln 2 for each side of the box.
     entropy = 4.0 * (0.5 * math.log(2.0 * math.pi * math.e) + math.log(2.0))
@@ -138,6 +152,13 @@ def test_the_schemas_take_what_is_written_and_refuse_the_rest(tmp_path: Path) ->
         (good | {"version": 2}, "version: 1 was expected"),
         ({name: value for name, value in good.items() if name != "alarms"}, "the whole: 'alarms' is a required"),
         (good | {"time": good["time"] | {"wall_seconds": -1}}, "time.wall_seconds: -1 is less than"),
+        (
+            good | {"learning_rate": good["learning_rate"] | {"peak": "high"}},
+            "learning_rate.peak: 'high' is not of type",
+        ),
+        (good | {"policy": good["policy"] | {"entropy": 1.0}}, "policy.entropy: 1.0 is not of type"),
+        (good | {"evaluation": good["evaluation"] | {"best": good["evaluation"]["first"]}}, "'checkpoint' is a requi"),
+        (good | {"untrained_baseline": math.nan}, "cannot be read: NaN, for which JSON has no number"),
     ):
         path.write_text(json.dumps(broken))
         with pytest.raises(RunFolderError, match=said):
