@@ -17,12 +17,16 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from rlmods.callbacks.events import append_event, mark_events_beyond, run_folder
 from rlmods.types import ExperienceSource
 
+_SUMMARY = "summary.json"
+
 
 class RunRecord(Callback):
     """Writes `run.json` when training starts, events for start, resume and end, and says at the end where the run is.
 
+    A run that goes on in its own folder loses its `summary.json`, which says how it ended before.
+
     Args:
-        seed: that the run was started with, if it is known.
+        seed: that the run was started with, if it is known; of `false`, for none, None is kept.
         origin: the run that this one continues, how, and what is set differently; plain JSON.
         spec: of the environment; plain JSON.
     """
@@ -30,7 +34,7 @@ class RunRecord(Callback):
     def __init__(
         self, seed: int | None = None, origin: Mapping[str, Any] | None = None, spec: Mapping[str, Any] | None = None
     ) -> None:
-        self.seed = seed
+        self.seed = None if isinstance(seed, bool) else seed
         self.origin = origin
         self.spec = spec
 
@@ -44,6 +48,7 @@ class RunRecord(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             if resumed_from is not None:
                 mark_events_beyond(folder, _env_steps(trainer))
+            (folder / _SUMMARY).unlink(missing_ok=True)
             self._write(folder / "run.json", resumed_from, trainer)
         if resumed_from is None:
             append_event(trainer, "start", "training starts", {"seed": self.seed})
@@ -66,6 +71,8 @@ class RunRecord(Callback):
         own_folder = resumed_from is not None and Path(resumed_from).parent.parent == path.parent.resolve()
         if resumed_from is not None and not own_folder:
             record["parent_run"] = str(Path(resumed_from).parent.parent)
+        if self.origin is not None and self.origin.get("parent") == (record.get("origin") or {}).get("parent"):
+            record["origin"] = dict(self.origin)
         kept = {name: record[name] for name in ("parent_run", "origin", "spec") if name in record}
         path.write_text(json.dumps({**kept, **start, "starts": [*record["starts"], start]}, indent=2) + "\n")
 

@@ -6,22 +6,25 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 import yaml
 from lightning.pytorch import Trainer
 
 from rlmods.manifest import MANIFEST, Manifest, newest_intact, verify
 from rlmods.reports.comparison import flatten
+from rlmods.reports.kept_checkpoints import best_kept, health_of
+from rlmods.reports.run_data import read_mapping
 from rlmods.reports.run_summary import SUMMARY, read_summary
 from rlmods.reports.schema import check_schema
+from rlmods.reports.tables import RunFolderError
 from rlmods.resume import RUNS
 
 Continued = Literal["fresh", "full", "weights"]
 FROM, WEIGHTS_ONLY = "--from", "--weights_only_from"
-_WORDS = ("best", "latest", "fresh")
 # Of one run alone: a child has its own.
 _OF_ONE_RUN = ("ckpt_path", "from", "weights_only_from", "force_gates", "weights_only")
-_SEVERE = ("act", "fatal")
+# A full training state brings its own random numbers back.
+_SEEDS = ("seed_everything", "data.init_args.seed")
+_ENV_ID, _ENV_KWARGS = "data.init_args.env_id", "data.init_args.env_kwargs"
 _ABSENT = "(absent)"
 
 
@@ -30,6 +33,7 @@ class Kind(NamedTuple):
 
     model: str | None
     env_id: str | None
+    task: Mapping[str, Any] = {}  # arguments of the environment by dotted name, which `best` alone asks for
 
 
 class Parent(NamedTuple):
@@ -65,6 +69,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str | None, bo
         if option not in values:
             rest.append(word)
             continue
+        if values[option] is not None:
+            raise ValueError(f"got {option} twice, expected one: leave out all but one of them")
         values[option] = value if equals else next(words, None)  # type: ignore[assignment]
         if values[option] is None:
             raise ValueError(f"got {option} without a value: type {FROM} RUN|best|latest|fresh {WEIGHTS_ONLY} true")
@@ -89,7 +95,7 @@ def find_parent(word: str, root: Path, kind: Kind, *, weights_only: bool) -> Par
         FileNotFoundError: where there is none.
         DamagedCheckpointError: where a named checkpoint is not what was written.
         ValueError: where it is of another algorithm or environment.
-        RunFolderError: where a summary does not match its schema.
+        RunFolderError: where the configuration of a named run cannot be read.
     """
     refused: dict[Path, str] = {}
     if word == "best":
@@ -105,7 +111,7 @@ def find_parent(word: str, root: Path, kind: Kind, *, weights_only: bool) -> Par
             f"got {FROM} {word}, whose run folder {folder} has no config.yaml, expected the folder of a run: type "
             f"--config FILE --ckpt_path {checkpoint}"
         )
-    config = yaml.safe_load(config_file.read_text())
+    config = read_mapping(config_file)
     _check_kind(folder, _kind_of(config), kind)
     return Parent(folder, checkpoint, "weights" if weights_only else "full", config, refused)
 
@@ -140,22 +146,13 @@ def _newest_healthy(run: Path, refused: dict[Path, str]) -> Path:
     )
 
 
-def health_of(checkpoint: Path) -> list[str]:
-    """What the safeguards had found wrong, with severity act or fatal, when a checkpoint was written."""
-    try:
-        health = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True).get("health", {})
-    except Exception as error:  # a damaged file may raise nearly anything
-        return [f"cannot be read: {type(error).__name__}"]
-    return [cause for causes in health.values() for cause, severity in causes.items() if severity in _SEVERE]
-
-
 def _env_steps(checkpoint: Path) -> int:
     manifest = Manifest.read(checkpoint.with_name(checkpoint.name + MANIFEST))
     return -1 if manifest is None or manifest.env_steps is None else manifest.env_steps
 
 
 def _latest(root: Path, kind: Kind, refused: dict[Path, str]) -> Path:
-    for run in _runs(root, kind):
+    for run in _runs(root, kind, refused):
         try:
             return _newest_healthy(run, refused)
         except FileNotFoundError as error:
@@ -164,39 +161,78 @@ def _latest(root: Path, kind: Kind, refused: dict[Path, str]) -> Path:
 
 
 def _best(root: Path, kind: Kind, refused: dict[Path, str]) -> Path:
-    """The checkpoint with the highest lower bound of its evaluation, among the best ones of all runs of a kind.
+    """The checkpoint with the highest lower bound of its evaluation, among the best ones of all runs of one task.
 
-    A run's best is finite, of a healthy checkpoint, and of a metric within its bounds, or it has none.
+    Returns of other environments, or of one with other arguments, are not compared: what the command line does not say
+    is as in the newest run that fits it. A run's best is finite, of a checkpoint that is there, intact and healthy, and
+    of a metric within its bounds, or it has none.
     """
     ranked: list[tuple[float, Path]] = []
-    for run in _runs(root, kind):
-        if not (run / SUMMARY).is_file() and not any(run.glob("events.out.*")):
-            refused[run] = "it has no summary.json and no curves"
+    task: dict[str, Any] | None = None
+    for run in _runs(root, kind, refused):
+        own = _task_of(flatten(read_mapping(run / "config.yaml")))
+        different = _differing(own, kind.task if task is None else task, exact=task is not None)
+        if different:
+            refused[run] = f"its environment is another one ({different})"
             continue
-        summary = read_summary(run)
-        best = summary["evaluation"]["best"]
-        quarantined = "eval/mean_reward" in summary["quarantined"]
-        if best is None or best["low"] is None or quarantined:
-            refused[run] = "its metric is quarantined" if quarantined else "no healthy checkpoint has an interval"
+        task = own
+        try:
+            found = _best_of(run, refused)
+        except RunFolderError as error:
+            refused[run] = str(error)
             continue
-        path = run / best["checkpoint"]
-        if path.is_file() and not health_of(path):
-            ranked.append((best["low"], path))
+        ranked += [found] if found is not None else []
     if not ranked:
         raise _nothing("best", root, kind, refused)
     return max(ranked)[1]
 
 
-def _nothing(word: str, root: Path, kind: Kind, refused: Mapping[Path, str]) -> FileNotFoundError:
-    reasons = "".join(f"; {path}: {reason}" for path, reason in refused.items())
-    wanted = " on ".join(part for part in kind if part) or "any kind"
-    return FileNotFoundError(
-        f"got {FROM} {word}, but under {root / RUNS} there is no run of {wanted} with a healthy checkpoint{reasons}: "
-        f"type {FROM} fresh to start a new one, or --trainer.default_root_dir FOLDER"
+def _best_of(run: Path, refused: dict[Path, str]) -> tuple[float, Path] | None:
+    """Lower bound and checkpoint of a run's best; None where it has none, with the reason in `refused`."""
+    if not (run / SUMMARY).is_file() and not any(run.glob("events.out.*")):
+        refused[run] = "it has no summary.json and no curves"
+        return None
+    summary = read_summary(run)
+    if "eval/mean_reward" in summary["quarantined"]:
+        refused[run] = "its metric is quarantined"
+        return None
+    best, damaged = best_kept(run, summary)
+    refused |= damaged
+    if best is None:
+        refused[run] = "no healthy checkpoint has an interval"
+        return None
+    return best["low"], run / best["checkpoint"]
+
+
+def _task_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment and its arguments, of settings by dotted name, as far as they are named."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if value is not None and (name == _ENV_ID or name.startswith(f"{_ENV_KWARGS}."))
+    }
+
+
+def _differing(own: Mapping[str, Any], wanted: Mapping[str, Any], *, exact: bool) -> str:
+    """Which settings of the environment differ, in words."""
+    names = sorted(own.keys() | wanted.keys()) if exact else sorted(wanted)
+    return ", ".join(
+        f"{name.removeprefix('data.init_args.')} {own.get(name, _ABSENT)} instead of {wanted.get(name, _ABSENT)}"
+        for name in names
+        if own.get(name, _ABSENT) != wanted.get(name, _ABSENT)
     )
 
 
-def _runs(root: Path, kind: Kind) -> list[Path]:
+def _nothing(word: str, root: Path, kind: Kind, refused: Mapping[Path, str]) -> FileNotFoundError:
+    reasons = "".join(f"; {path}: {reason}" for path, reason in refused.items())
+    wanted = " on ".join(part for part in kind[:2] if part) or "any kind"
+    return FileNotFoundError(
+        f"got {FROM} {word}, but under {root / RUNS} there is no run of {wanted} with a healthy checkpoint{reasons}: "
+        f"type {FROM} fresh to start a new one, {FROM} with the folder of a run, or --trainer.default_root_dir FOLDER"
+    )
+
+
+def _runs(root: Path, kind: Kind, refused: dict[Path, str]) -> list[Path]:
     """The run folders of a kind, the newest first."""
     numbered = [run for run in (root / RUNS).glob("version_*") if run.name.removeprefix("version_").isdigit()]
     numbered.sort(key=lambda run: int(run.name.removeprefix("version_")), reverse=True)
@@ -204,8 +240,12 @@ def _runs(root: Path, kind: Kind) -> list[Path]:
     for run in numbered:
         if not (run / "config.yaml").is_file():
             continue
-        own = _kind_of(yaml.safe_load((run / "config.yaml").read_text()))
-        if all(wanted in (None, got) for wanted, got in zip(kind, own, strict=True)):
+        try:
+            own = _kind_of(read_mapping(run / "config.yaml"))
+        except RunFolderError as error:
+            refused[run] = str(error)
+            continue
+        if all(wanted in (None, got) for wanted, got in zip(kind[:2], own[:2], strict=True)):
             found.append(run)
     return found
 
@@ -213,12 +253,13 @@ def _runs(root: Path, kind: Kind) -> list[Path]:
 def _kind_of(config: Mapping[str, Any]) -> Kind:
     model, data = config.get("model"), config.get("data")
     path = model.get("class_path") if isinstance(model, Mapping) else model
-    arguments = (data.get("init_args") or {}) if isinstance(data, Mapping) else {}
-    return Kind(str(path).rpartition(".")[2] if path else None, arguments.get("env_id"))
+    arguments = data.get("init_args") if isinstance(data, Mapping) else None
+    env_id = arguments.get("env_id") if isinstance(arguments, Mapping) else None
+    return Kind(str(path).rpartition(".")[2] if path else None, env_id)
 
 
 def _check_kind(folder: Path, parent: Kind, child: Kind) -> None:
-    for name, got, expected in zip(("algorithm", "environment"), parent, child, strict=True):
+    for name, got, expected in zip(("algorithm", "environment"), parent[:2], child[:2], strict=True):
         if expected is not None and got != expected:
             raise ValueError(
                 f"got {FROM} {folder}, a run with the {name} {got}, expected {expected} as the configuration says: "
@@ -227,19 +268,22 @@ def _check_kind(folder: Path, parent: Kind, child: Kind) -> None:
 
 
 def stated_kind_and_root(arguments: Sequence[str]) -> tuple[Kind, Path]:
-    """Algorithm, environment and `trainer.default_root_dir`, as configurations and options state them."""
+    """Algorithm, environment with its arguments, and `trainer.default_root_dir`, as configurations and options say."""
     stated: dict[str, Any] = {}
     for option, value in _options(arguments):
+        name = option.removeprefix("--")
+        if name.startswith("data.env_"):  # as jsonargparse lets one abbreviate it
+            name = f"data.init_args.{name.removeprefix('data.')}"
         if option in ("--config", "-c") and Path(value).is_file():
-            stated |= flatten(yaml.safe_load(Path(value).read_text()) or {})
+            stated |= flatten(read_mapping(Path(value)))
         elif option in ("--model", "--model.class_path"):
             stated["model.class_path"] = value
-        elif option in ("--data.env_id", "--data.init_args.env_id"):
-            stated["data.init_args.env_id"] = value
-        elif option == "--trainer.default_root_dir":
-            stated["trainer.default_root_dir"] = value
+        elif option == "--trainer.default_root_dir" or name == _ENV_ID:
+            stated[name] = value
+        elif name == _ENV_KWARGS or name.startswith(f"{_ENV_KWARGS}."):
+            stated |= flatten({name: yaml.safe_load(value)})
     model = stated.get("model.class_path", stated.get("model"))
-    kind = Kind(str(model).rpartition(".")[2] if model else None, stated.get("data.init_args.env_id"))
+    kind = Kind(str(model).rpartition(".")[2] if model else None, stated.get(_ENV_ID), _task_of(stated))
     return kind, Path(stated.get("trainer.default_root_dir") or ".").expanduser()
 
 
@@ -303,7 +347,7 @@ def ancestor_configs(folder: Path) -> list[dict[str, Any]]:
             break
         folder = Path(before)
         seen.add(folder.resolve())
-        found.append(yaml.safe_load((folder / "config.yaml").read_text()))
+        found.append(read_mapping(folder / "config.yaml"))
     return found
 
 
@@ -339,6 +383,29 @@ def changes_table(parent: Parent, changes: Sequence[Change]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join([head, *lines])
+
+
+def seeds_without_effect(parent: Parent, changes: Sequence[Change]) -> list[str]:
+    """Seeds that were changed although the full training state brings the parent's random numbers back."""
+    return [change.key for change in changes if parent.continued == "full" and change.key in _SEEDS]
+
+
+def origin_on_resume(folder: Path, now: Mapping[str, Any]) -> dict[str, Any] | None:
+    """For `run.json` of a child that goes on in its own folder: what is changed by now; None where it is no child.
+
+    Args:
+        folder: of the child.
+        now: its resolved configuration.
+    """
+    if not (folder / "run.json").is_file():
+        return None
+    origin = check_schema(folder / "run.json", "run").get("origin") or {}
+    parent, checkpoint = origin.get("parent"), origin.get("checkpoint")
+    if parent is None or checkpoint is None or not (Path(parent) / "config.yaml").is_file():
+        return None
+    config = read_mapping(Path(parent) / "config.yaml")
+    begun = Parent(Path(parent), Path(checkpoint), origin["continued"], config, {})
+    return origin_of(begun, config_changes(now, begun))
 
 
 def origin_of(parent: Parent | None, changes: Sequence[Change]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -18,7 +19,16 @@ from rlmods.beginning import Beginning
 from rlmods.best_checkpoint import BestCheckpoint
 from rlmods.callbacks import Curves, EnvStepsProgressBar, GlobalRNG, GracefulStop, RunRecord
 from rlmods.callbacks.safeguard import Safeguard
-from rlmods.chain import FROM, WEIGHTS_ONLY, Parent, changes_table, config_changes, health_of, origin_of
+from rlmods.chain import (
+    FROM,
+    WEIGHTS_ONLY,
+    Parent,
+    changes_table,
+    config_changes,
+    origin_of,
+    origin_on_resume,
+    seeds_without_effect,
+)
 from rlmods.checkpoint_io import AtomicCheckpointIO
 from rlmods.checks import (
     check_weights,
@@ -32,7 +42,9 @@ from rlmods.cli_errors import errors_as_sentences, fail, silence_noise
 from rlmods.cli_parser import ConciseParser, with_config_files, with_parent
 from rlmods.data.experience import ExperienceDataModule
 from rlmods.reports.fit_report import report_of_fit
+from rlmods.reports.kept_checkpoints import health_of
 from rlmods.resume import RUNS, ResumePoint, RunKind, find_checkpoint
+from rlmods.saved_config import SavedConfig
 from rlmods.warm_start import WarmStart, group_sizes, optimizers_of
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -60,6 +72,7 @@ class RLModsCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            save_config_callback=SavedConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"max_epochs": 1, "num_sanity_val_steps": 0},
             parser_class=type("Parser", (ConciseParser,), {"command": self.requested}),
@@ -76,7 +89,7 @@ class RLModsCLI(LightningCLI):
         parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
         parser.add_argument(
             "--torch_threads",
-            type=int,
+            type=PositiveInt,
             default=1,
             help="Threads of torch on the CPU; small networks are slower with more.",
         )
@@ -135,6 +148,9 @@ class RLModsCLI(LightningCLI):
                 rank_zero_warn(f"refused {path}: {reason}")
             rank_zero_info(f"checkpoint: {self.resume_point.checkpoint}")
             self.config[self.requested]["ckpt_path"] = str(self.resume_point.checkpoint)
+            if self.requested == "fit" and self.resume_point.version is not None:
+                folder = self.resume_point.checkpoint.resolve().parent.parent
+                self.origin = origin_on_resume(folder, self._plain_config()) or self.origin
 
     def _begin_from(self, parent: Parent, root: Path) -> None:
         """Find the parent's checkpoint, and say and keep what is changed."""
@@ -145,13 +161,23 @@ class RLModsCLI(LightningCLI):
         exact = parent.continued == "full"
         point = find_checkpoint(str(parent.checkpoint), root, self._run_kind(), exact=exact)
         self.resume_point = point._replace(version=None)  # a new run has a folder of its own
-        text = self._parser("fit").dump(self.config["fit"], skip_none=False, skip_validation=True)
-        changes = config_changes(yaml.safe_load(text), parent)
+        changes = config_changes(self._plain_config(), parent)
         rank_zero_info(changes_table(parent, changes))
+        for seed in seeds_without_effect(parent, changes):
+            rank_zero_warn(
+                f"{seed} changes nothing in the training: random numbers and environments go on with the full training "
+                f"state. For another seed type {WEIGHTS_ONLY} true"
+            )
         wrong = health_of(parent.checkpoint)
         if wrong:
             rank_zero_warn(f"{parent.checkpoint} is unhealthy ({', '.join(wrong)}), and was asked for by name")
         self.origin = origin_of(parent, changes)
+
+    def _plain_config(self) -> dict[str, Any]:
+        """The configuration of fit as `config.yaml` would hold it."""
+        text = self._parser("fit").dump(self.config["fit"], skip_none=False, skip_validation=True)
+        config: dict[str, Any] = yaml.safe_load(text)
+        return config
 
     def _run_kind(self) -> RunKind:
         model, data = self._get(self.config, "model"), self._get(self.config, "data")

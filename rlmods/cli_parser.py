@@ -4,6 +4,7 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from rlmods.callback_merge import merged_callbacks
 from rlmods.chain import FROM, Parent, base_config, find_parent, split_arguments, stated_kind_and_root
 from rlmods.cli_errors import fail
 from rlmods.configs import find_config
@@ -41,13 +42,16 @@ def with_config_files(arguments: list[str]) -> list[str]:
 
 
 def with_parent(arguments: list[str]) -> tuple[list[str], Parent | None]:
-    """The arguments with the parent's configuration as the first one, and the parent; as they are without `--from`."""
+    """The arguments with the parent's configuration as the first one, and the parent; None without `--from`.
+
+    Callbacks that are named twice are merged.
+    """
     rest, word, weights_only = split_arguments(arguments)
     if word in (None, "fresh"):
-        return rest, None
+        return merged_callbacks(rest), None
     if "fit" not in rest:
         raise ValueError(f"got {FROM} without fit, expected it there alone: type --ckpt_path CHECKPOINT")
     kind, root = stated_kind_and_root(rest)
     parent = find_parent(str(word), root, kind, weights_only=weights_only)
     position = rest.index("fit") + 1
-    return [*rest[:position], "--config", base_config(parent), *rest[position:]], parent
+    return merged_callbacks([*rest[:position], "--config", base_config(parent), *rest[position:]]), parent

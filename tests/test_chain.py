@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,21 @@ from running import curves, newest_checkpoint, newest_run
 from torch.optim import AdamW
 
 from rlmods.best_checkpoint import BestCheckpoint
-from rlmods.chain import Kind, config_changes, find_parent, split_arguments
+from rlmods.callback_merge import merged_callbacks
+from rlmods.callbacks import RunRecord
+from rlmods.chain import (
+    Change,
+    Kind,
+    config_changes,
+    find_parent,
+    seeds_without_effect,
+    split_arguments,
+    stated_kind_and_root,
+)
 from rlmods.checkpoint_io import AtomicCheckpointIO
 from rlmods.cli import run
+from rlmods.configs import find_config
+from rlmods.reports import run_summary
 from rlmods.reports.next_command import main as next_command
 from rlmods.reports.run_summary import read_summary, write_summary
 from rlmods.reports.tables import RunFolderError
@@ -180,6 +193,8 @@ def test_an_unhealthy_checkpoint_is_passed_over(family: Family) -> None:
         ),
         (["--from", "PARENT", "--ckpt_path", "last"], "got --ckpt_path and --from, expected one"),
         (["--from"], "got --from without a value"),
+        (["--from", "best", "--from", "latest"], "got --from twice, expected one"),
+        (["--from", "PARENT", M + "lstm_hidden_size=8"], "type --model.init_args.lstm_hidden_size null"),
         (["--weights_only_from", "true"], "without a run to take them from: type --from RUN"),
         (["--from", "best", "--config", "sac_pendulum"], "there is no run of SAC on Pendulum-v1"),
     ],
@@ -204,7 +219,9 @@ def test_a_summary_that_does_not_match_its_schema(family: Family) -> None:
     summary["evaluation"]["last"]["mean"] = "good"
     path.write_text(json.dumps(summary))
     with pytest.raises(RunFolderError, match=r"evaluation\.last.*remove the file, and it is made anew"):
-        find_parent("best", family.folder, Kind(None, None), weights_only=False)
+        read_summary(family.parent)
+    others = find_parent("best", family.folder, Kind(None, None), weights_only=False)
+    assert "remove the file, and it is made anew" in others.refused[family.parent]
     path.write_text("{")
     with pytest.raises(RunFolderError, match="cannot be read"):
         read_summary(family.parent)
@@ -230,6 +247,98 @@ def test_next_writes_what_fit_from_takes(family: Family, full: Path, capsys: pyt
     assert merged["data"]["init_args"]["total_env_steps"] == 512
     for folder in (family.parent, full):
         write_summary(folder)
+
+
+def test_the_probe_of_next_can_be_run(family: Family, capsys: pytest.CaptureFixture[str]) -> None:
+    assert next_command([str(family.parent)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("insufficient evidence (too_few_episodes)") for line in said)
+    run(shlex.split(said[-1].removeprefix("run this probe: "))[3:])
+    assert "eval/mean_reward" in capsys.readouterr().out
+
+
+@pytest.fixture
+def two_tasks(family: Family, tmp_path: Path) -> Path:
+    """A root with two runs: the first one of the task easy and high, the second of the task hard and low."""
+    for number, (task, low) in enumerate((("easy", 90.0), ("hard", 10.0))):
+        copy = tmp_path / f"lightning_logs/version_{number}"
+        shutil.copytree(family.parent, copy)
+        config = yaml.safe_load((copy / "config.yaml").read_text())
+        config["data"]["init_args"]["env_kwargs"] = {"task": task}
+        (copy / "config.yaml").write_text(yaml.safe_dump(config))
+        rewrite(copy, low)
+    return tmp_path
+
+
+def test_best_compares_runs_of_one_task(two_tasks: Path) -> None:
+    easy, hard = (two_tasks / f"lightning_logs/version_{number}" for number in (0, 1))
+    newest = find_parent("best", two_tasks, Kind("PPO", None), weights_only=False)
+    assert newest.folder == hard
+    assert newest.refused[easy] == "its environment is another one (env_kwargs.task easy instead of hard)"
+    for words in (["--data.env_kwargs.task=easy"], ["--data.init_args.env_kwargs", '{"task": "easy"}']):
+        kind, _ = stated_kind_and_root(words)
+        assert find_parent("best", two_tasks, kind, weights_only=False).folder == easy
+    kind, _ = stated_kind_and_root(["--data.env_kwargs.task", "other"])
+    with pytest.raises(FileNotFoundError, match=r"task easy instead of other.* --from with the folder of a run"):
+        find_parent("best", two_tasks, kind, weights_only=False)
+
+
+def test_what_is_damaged_is_passed_over_with_its_reason(two_tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    easy, hard = (two_tasks / f"lightning_logs/version_{number}" for number in (0, 1))
+    for text in ("a: [", "[1]", ""):
+        (easy / "config.yaml").write_text(text)
+        assert "config.yaml" in find_parent("best", two_tasks, Kind("PPO", None), weights_only=False).refused[easy]
+    with pytest.raises(RunFolderError, match=r"config\.yaml with a NoneType, expected a mapping"):
+        find_parent(str(easy), two_tasks, Kind(None, None), weights_only=False)
+    assert next_command([str(easy)]) == 2
+    best = hard / read_summary(hard)["evaluation"]["best"]["checkpoint"]
+    best.write_bytes(best.read_bytes()[:-9])
+    found = find_parent("best", two_tasks, Kind("PPO", None), weights_only=False)
+    assert found.folder == hard
+    assert found.checkpoint != best
+    assert "it is damaged: truncated" in found.refused[best]
+    assert next_command([str(hard)]) == 0
+    assert f"passed over {best}: it is damaged" in capsys.readouterr().out
+
+
+def test_callbacks_that_are_named_twice_are_merged() -> None:
+    guards = [{"class_path": "rlmods.callbacks.NonFiniteGuard", "init_args": {"window": 7, "name": "non_finite"}}]
+    guards += [{"class_path": "rlmods.callbacks.ValueBoundGuard", "init_args": {"name": "another"}}]
+    base = yaml.safe_dump({"trainer": {"callbacks": guards, "max_epochs": 1}})
+    preset = str(find_config("safeguards/observe"))
+    words = merged_callbacks(["fit", "--config", base, "--config", preset])
+    assert words[:3] == ["fit", "--config", base]
+    callbacks = yaml.safe_load(words[4])["trainer"]["callbacks"]
+    names = [item["class_path"].rpartition(".")[2] for item in callbacks]
+    assert (names.count("NonFiniteGuard"), names.count("ValueBoundGuard"), names.count("LivenessGuard")) == (1, 2, 1)
+    assert callbacks[0]["init_args"] == {"window": 7, "name": "non_finite", "mode": "observe"}
+    alone = ["fit", "--config=trainer: {max_epochs: 1}\n", "--config", preset]
+    assert merged_callbacks(alone) == alone
+
+
+def test_a_seed_of_nobody_and_a_seed_without_effect(family: Family) -> None:
+    assert RunRecord(False).seed is None  # as --seed_everything false gives it
+    changes = [Change("seed_everything", 0, 0, 1, False), Change("model.init_args.gamma", 0, 0, 1, False)]
+    for only, expected in ((False, ["seed_everything"]), (True, [])):
+        parent = find_parent(str(family.parent), family.folder, Kind(None, None), weights_only=only)
+        assert seeds_without_effect(parent, changes) == expected
+
+
+def test_a_child_that_goes_on_has_no_summary_of_before(
+    family: Family, full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "lightning_logs/version_0"
+    shutil.copytree(full, copy)
+    monkeypatch.setattr(run_summary, "write_summary", None)  # as where it is killed before its end
+    options = ["--trainer.default_root_dir", str(tmp_path), D + "total_env_steps=640", D + "eval_every=640"]
+    with pytest.warns(UserWarning, match="no report was written"):
+        run(["fit", "--config", str(copy / "config.yaml"), "--ckpt_path", "last", *options])
+    assert newest_run(tmp_path) == copy
+    assert not (copy / "summary.json").exists()
+    origin = record(copy)["origin"]
+    changes = {change["key"].rpartition(".")[2]: change["now"] for change in origin["config_changes"]}
+    assert changes == {"total_env_steps": 640, "eval_every": 640, "weight_decay": 0.3}
+    assert (origin["continued"], record(copy)["parent_run"]) == ("full", str(family.parent))
 
 
 def test_arguments() -> None:

@@ -1,5 +1,6 @@
 """What Lightning makes every algorithm repeat: one update, the clocks, the evaluation step."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -318,7 +319,7 @@ class Algorithm(LightningModule):
             if settings[name] != self.hparams[name]:
                 raise ValueError(
                     f"got a checkpoint of networks with {name} = {settings[name]}, expected {name} = "
-                    f"{self.hparams[name]}: type --model.init_args.{name} {settings[name]}"
+                    f"{self.hparams[name]}: type --model.init_args.{name} {json.dumps(settings[name])}"
                 )
 
 

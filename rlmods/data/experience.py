@@ -1,5 +1,6 @@
 """What every data module of ours does: the clocks, the rhythm of the evaluations, the loaders, the seeds."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from math import ceil
@@ -280,7 +281,7 @@ class ExperienceDataModule(LightningDataModule):
             if before != now:
                 raise ValueError(
                     f"got {name} = {now}, but the checkpoint was written with {name} = {before}, which a resume cannot "
-                    f"change: type --data.init_args.{name} {before}, or start a new run without --ckpt_path"
+                    f"change: type --data.init_args.{name} {json.dumps(before)}, or start a new run without --ckpt_path"
                 )
         if len(state["processes"]) != num_processes:
             raise ValueError(
