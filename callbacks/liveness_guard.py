@@ -139,7 +139,8 @@ class LivenessGuard(StepSafeguard):
             self._measure_losses(outputs)
         counted = _count(trainer)
         updates = self._window_updates()
-        uses = updates * batch.index.shape[1] if isinstance(batch, ReplayBatch) and updates else 0
+        minibatches = updates * pl_module.hparams.get("accumulate_grad_batches", 1)
+        uses = minibatches * batch.index.shape[1] if isinstance(batch, ReplayBatch) and updates else 0
         self._measured |= {
             "updates": torch.tensor(float(updates)),
             "uses": torch.tensor(float(uses)),

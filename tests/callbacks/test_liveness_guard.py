@@ -219,6 +219,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
         {"arguments": {"tau": 0.01, "target_update_interval": 1}},
         {"arguments": {"target_update_interval": 2}},
         {"arguments": {"final_learning_rate": 0.0}, "buffer_size": 64},
+        {"arguments": {"accumulate_grad_batches": 4}},
     ],
 )
 def test_a_healthy_dqn_is_silent(tmp_path: Path, options: dict[str, Any]) -> None:
