@@ -69,6 +69,8 @@ def causes(words: str) -> frozenset[str]:
 SHARE = causes("share_not_in_effect")
 IMITATES: Mapping[str, Any] = {"bc_coef": 0.5, "bc_final_coef": 0.05}
 STRATA: Mapping[str, Any] = {"replay_strata": {"recent": 0.5, "uniform": 0.5}}
+# In the first hundred frames nobody dies.
+DEADLY: Mapping[str, Any] = {"env_kwargs": {"max_episode_steps": 1_000}, "expert_share": 0.2}
 NOBODY_COMPARES = "consistent: only who plays beside it can tell"
 
 FAULTS = [
@@ -90,9 +92,9 @@ FAULTS = [
     Case(id="limiter-ignored", what="the limit of the replay ratio is not read",
          causes=causes("setting_not_in_effect replay_overused"), data_module=broken.LimiterIgnored,
          data={"max_replay_ratio": 0.5}),
-    Case(id="terminals-lost", what="nothing is stored as terminated", data_module=broken.TerminalsLost,
+    Case(id="terminals-lost", what="nothing is stored as terminated", data_module=broken.TerminalsLost, data=DEADLY,
          causes=causes("no_termination_seen episode_ends_not_stored value_out_of_bounds target_out_of_bounds"),
-         unseen="time limits end episodes too, and are stored"),
+         unseen="time limits end episodes too and are stored: that none terminates is for information"),
     Case(id="rewards-tenfold", what="from the middle on rewards are stored ten times as large",
          causes=causes("reward_range_changed reward_changed clip_always_active"),
          data_module=broken.RewardsTenfold),
@@ -101,7 +103,7 @@ FAULTS = [
          causes=causes("discount_ignored discount_mismatch"), algorithm=broken.HorizonIgnored,
          data={"n_step_through_expert": False}),
     Case(id="terminals-bootstrap", what="the target goes on beyond the end of an episode",
-         causes=causes("bootstraps_through_termination"), algorithm=broken.TerminalsBootstrap),
+         causes=causes("bootstraps_through_termination"), algorithm=broken.TerminalsBootstrap, data=DEADLY),
     Case(id="clones-everybody", what="the network imitates its own actions as well",
          causes=causes("clones_itself"), algorithm=broken.ClonesEverybody, model=IMITATES, unseen=NOBODY_COMPARES),
     Case(id="hard-target-never-copied", what="full copies are configured, and nobody copies",
