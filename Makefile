@@ -37,11 +37,12 @@ wheel-test: $(STAMP)
 learning: $(STAMP)
 	$(BIN)/python -m pytest -m learning
 
-# Breaks DQN, TD3, SAC and PPO, one line at a time, under the safeguards.
+# Breaks DQN, TD3, SAC, PPO and an expert's curriculum, one line at a time, under the safeguards.
 faults: $(STAMP)
 	$(BIN)/python -m benchmarks.faults.run --smoke
 	$(BIN)/python -m benchmarks.td3_faults --smoke
 	$(BIN)/python -m benchmarks.ppo_faults --smoke
+	$(BIN)/python -m benchmarks.expert_faults --smoke
 
 # Real thresholds; takes minutes to hours.
 slow: $(STAMP)
