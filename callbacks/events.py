@@ -26,7 +26,7 @@ def append_event(trainer: Trainer, kind: str, message: str, evidence: Mapping[st
 
     Args:
         trainer: of the run.
-        kind: "start", "resume", "stop", "alarm", "action", "gate", "probe" or "control".
+        kind: "start", "resume", "stop", "alarm", "action", "gate", "probe", "control" or "settings".
         message: in words, for a person.
         evidence: the numbers behind it; must be JSON, but for NaN and infinity, which are written as words.
     """
