@@ -59,9 +59,11 @@ def q_network(
     num_features = hidden_sizes[-1] if hidden_sizes else encoder.num_features
     num_actions = spec["action"]["n"]
     linear: LinearLayer = nn.Linear if noisy_std is None else partial(NoisyLinear, noisy_std=noisy_std)
-    # One flat sequence: entering a module takes as long as a small layer's arithmetic.
-    hidden = mlp(encoder.num_features, hidden_sizes, linear=linear)
+    # Before the hidden layers, as ever: a seed keeps its weights.
     if dueling:
-        return nn.Sequential(encoder, *hidden, DuelingHead(num_features, num_actions, num_atoms, linear))
-    by_atom = [] if num_atoms == 1 else [nn.Unflatten(-1, (num_actions, num_atoms))]
-    return nn.Sequential(encoder, *hidden, linear(num_features, num_actions * num_atoms), *by_atom)
+        last: list[nn.Module] = [DuelingHead(num_features, num_actions, num_atoms, linear)]
+    else:
+        by_atom = [] if num_atoms == 1 else [nn.Unflatten(-1, (num_actions, num_atoms))]
+        last = [linear(num_features, num_actions * num_atoms), *by_atom]
+    # One flat sequence: entering a module takes as long as a small layer's arithmetic.
+    return nn.Sequential(encoder, *mlp(encoder.num_features, hidden_sizes, linear=linear), *last)
