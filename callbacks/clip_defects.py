@@ -38,7 +38,11 @@ class ClipDetector:
         self.confirmations: dict[str, Confirmation] = {}
 
     def update(
-        self, measurements: Sequence[ClipMeasurement], metrics: Mapping[str, float], reported: Sequence[ClipMeasurement]
+        self,
+        measurements: Sequence[ClipMeasurement],
+        metrics: Mapping[str, float],
+        reported: Sequence[ClipMeasurement],
+        error_ratio: float = 1.0,
     ) -> list[Verdict]:
         """Take in a window.
 
@@ -46,6 +50,7 @@ class ClipDetector:
             measurements: the updates that were measured.
             metrics: scalars of the user whose names say "norm".
             reported: those of the measurements that the metrics are about.
+            error_ratio: the squared error that is learned from, as a share of the largest so far.
         """
         groups: dict[str, list[ClipMeasurement]] = {}
         for measurement in measurements:
@@ -58,7 +63,7 @@ class ClipDetector:
             verdicts += [*self._limit(group, finite), *self._no_gradient(group, finite), *self._use(group, finite)]
             found += [(group, verdict) for verdict in verdicts]
             modules |= {f"{group}/{module}": norm for module, norm in self.module_norms(finite).items()}
-        found += [("", verdict) for verdict in [*self._band(modules), *self._explain(metrics, reported)]]
+        found += [("", verdict) for verdict in [*self._band(modules, error_ratio), *self._explain(metrics, reported)]]
         self._stay(found, any(groups))
         return self.present()
 
@@ -199,8 +204,11 @@ class ClipDetector:
             verdicts.append(Verdict("module_dominates", Severity.INFO, message, evidence))
         return verdicts
 
-    def _band(self, norms: Mapping[str, float]) -> list[Verdict]:
-        """Modules that have left the band of their own past, downwards while others have not, or upwards."""
+    def _band(self, norms: Mapping[str, float], error_ratio: float) -> list[Verdict]:
+        """Modules that have left the band of their own past, downwards while others have not, or upwards.
+
+        A gradient that falls with the error is the end of learning, not of the gradient.
+        """
         relative: dict[str, float] = {}
         for module, norm in norms.items():
             past = self.history.setdefault(module, [])
@@ -209,7 +217,7 @@ class ClipDetector:
         vanished, exploded = [], []
         for module, norm in norms.items():
             others = [part for other, part in relative.items() if other != module]
-            is_low = relative[module] < 1e-4 and any(part > 1e-2 for part in others)
+            is_low = relative[module] < min(1e-4, error_ratio) and any(part > 1e-2 for part in others)
             peak, past = self.peaks.get(module, 0.0), self.history[module]
             is_high = 0.0 < 100.0 * peak < norm
             if self._confirmed(f"vanished {module}", is_low, 3):

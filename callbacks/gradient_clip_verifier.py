@@ -14,6 +14,7 @@ from rlmods.callbacks.clip_defects import ClipDetector
 from rlmods.callbacks.clip_measurement import ClipMeasurement
 from rlmods.callbacks.clip_samples import NUM_MARKS, ClipSample, WatchedOptimizer, present_gradients
 from rlmods.callbacks.detectors import Severity, Verdict
+from rlmods.callbacks.error_ratio import ErrorRatio
 from rlmods.callbacks.ownership import all_parameters, ownership_verdicts
 from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window, makes_update
 from rlmods.functional.gradients import gradient_norms
@@ -94,6 +95,7 @@ class GradientClipVerifier(StepSafeguard):
         self._metrics: dict[str, Tensor] = {}
         self._reported: list[int] = []  # the samples that the metrics are about
         self._strangers: list[str] = []  # optimisers that Lightning does not know
+        self._error_ratio = ErrorRatio()
         self._restored: dict[str, Any] = {}
         self._is_first_iteration = False  # of a window
         self._is_scaled = False  # gradients before the step carry the factor of a loss scaler
@@ -319,7 +321,13 @@ class GradientClipVerifier(StepSafeguard):
         slots = torch.zeros(_METRICS, device=pl_module.device)
         if metrics:
             slots[: len(metrics)] = torch.stack(metrics)
-        vector = torch.cat([slots, *(sample.vector().to(slots.device) for sample in samples)])
+        vector = torch.cat(
+            [
+                slots,
+                self._error_ratio.measure(outputs).view(1).to(slots),
+                *(sample.vector().to(slots.device) for sample in samples),
+            ]
+        )
         context = (samples, list(self._metrics), self._reported)
         self._metrics, self._reported = {}, []
         arrived = self._readings.exchange(trainer, vector, context)
@@ -341,13 +349,14 @@ class GradientClipVerifier(StepSafeguard):
         samples, metric_names, reported = context
         measurements: list[ClipMeasurement] = []
         for row in rows:
-            position = _METRICS
+            position = _METRICS + 1
             for sample in samples:
                 length = 4 * sum(sample.is_present) + NUM_MARKS
                 measurements.append(sample.measurement(row[position : position + length]))
                 position += length
         metrics = dict(zip(metric_names, rows[0], strict=False))
-        verdicts = self.detector.update(measurements, metrics, [measurements[n] for n in reported])
+        error_ratio = min(row[_METRICS] for row in rows)
+        verdicts = self.detector.update(measurements, metrics, [measurements[n] for n in reported], error_ratio)
         self.report(trainer, [*self._standing(trainer, pl_module), *verdicts])
         self.draw(trainer, self._curves(measurements))
 
@@ -429,6 +438,7 @@ class GradientClipVerifier(StepSafeguard):
             "metrics": dict(self._metrics),
             "reported": list(self._reported),
             "strangers": list(self._strangers),
+            "peak_errors": dict(self._error_ratio.peaks),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -437,6 +447,7 @@ class GradientClipVerifier(StepSafeguard):
         self.detector.load_state_dict(state_dict["detector"])
         self._restored = state_dict
         self._strangers = list(state_dict["strangers"])
+        self._error_ratio.peaks = dict(state_dict["peak_errors"])
 
     def _restore(self) -> None:
         restored, self._restored = self._restored, {}

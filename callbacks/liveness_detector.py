@@ -23,6 +23,7 @@ class LivenessWindow(NamedTuple):
     uses: float  # transitions drawn in this window
     uses_per_transition: float  # as configured
     progress: float  # 0 to 1 of the budget; NaN where nobody knows it
+    error_ratio: float = 1.0  # the squared error that is learned from, as a share of the largest so far
 
 
 class LivenessDetector:
@@ -97,8 +98,8 @@ class LivenessDetector:
     def _steps(self, window: LivenessWindow) -> list[Verdict]:
         grad_norm = math.hypot(*(norm for modules in window.grad_norm.values() for norm in modules.values()))
         self.peak_grad_norm = max(self.peak_grad_norm, grad_norm)
-        # Where the gradient is gone, on rewards of zero or at the end of a descent, there is nothing to move for.
-        has_gradient = grad_norm > 0.05 * self.peak_grad_norm
+        # Where gradient or error are gone, on rewards of zero or at the end of a descent, there is nothing to move for.
+        has_gradient = grad_norm > 0.05 * self.peak_grad_norm and window.error_ratio > 0.05**2
         verdicts = []
         for group, ratio in window.update_ratio.items():
             rate = window.learning_rate[group]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from rlmods.callbacks.error_ratio import ErrorRatio
 from rlmods.callbacks.liveness_detector import LivenessDetector, LivenessWindow
 from rlmods.callbacks.ownership import all_parameters, ownership_verdicts
 from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window, makes_update
@@ -32,7 +33,8 @@ class LivenessGuard(StepSafeguard):
     replay, transitions are drawn as often as configured.
 
     A learning rate below 1 % of its peak excuses weights that stand still: that is the end of a schedule, and is said
-    only where it comes too early.
+    only where it comes too early. So does an error of a value function (`value_loss`, `critic_loss`, `td_error`) that
+    has fallen to 5 % of its largest: nothing is left to move for.
 
     Args:
         inert_below: ‖Δθ‖/‖θ‖ of one update, below which the weights stand still.
@@ -75,6 +77,7 @@ class LivenessGuard(StepSafeguard):
         self._checksums: dict[str, Tensor] = {}
         self._counted: dict[str, int] = {}  # the data module's clocks at the end of the last window
         self._readings = Readings()
+        self._error_ratio = ErrorRatio()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the target networks."""
@@ -137,6 +140,7 @@ class LivenessGuard(StepSafeguard):
         with torch.no_grad():
             self._measure_targets()
             self._measure_losses(outputs)
+            self._measured["error_ratio"] = self._error_ratio.measure(outputs)
         counted = _count(trainer)
         updates = self._window_updates()
         minibatches = updates * pl_module.hparams.get("accumulate_grad_batches", 1)
@@ -228,6 +232,7 @@ class LivenessGuard(StepSafeguard):
             uses=highest["uses"],
             uses_per_transition=source.uses_per_transition if isinstance(source, ReplaySource) else math.nan,
             progress=_progress(trainer),
+            error_ratio=lowest["error_ratio"],
         )
 
     def rearm(self) -> None:
@@ -243,6 +248,7 @@ class LivenessGuard(StepSafeguard):
             "checksums": dict(self._checksums),
             "counted": dict(self._counted),
             "updates": self._window_updates(),
+            "peak_errors": dict(self._error_ratio.peaks),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -252,6 +258,7 @@ class LivenessGuard(StepSafeguard):
         self._checksums = dict(state_dict["checksums"])
         self._counted = dict(state_dict["counted"])
         self._updates_before = state_dict["updates"]
+        self._error_ratio.peaks = dict(state_dict["peak_errors"])
 
 
 def _group_name(group: Mapping[str, Any], number: int, position: int) -> str:

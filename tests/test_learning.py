@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from rlmods.algorithms import DQN
 from rlmods.callbacks import GlobalRNG
+from rlmods.cli import run
 from rlmods.data import ReplayDataModule
 
 GAMMA = 0.9
@@ -146,3 +147,14 @@ def test_the_shipped_dqn_holds_cartpole_to_the_end(tmp_path: Path, seed: int) ->
     test[test.index("dqn_cartpole")] = config
     subprocess.run([sys.executable, "-c", script, str(result), *test], check=True)
     assert json.loads(result.read_text())["test/mean_reward"] >= 475.0
+
+
+@pytest.mark.learning
+def test_the_preset_is_silent_on_a_solved_task(tmp_path: Path) -> None:
+    """CartPole is solved at a third of the budget: then returns are constant, and the critic has nothing to learn."""
+    root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"]
+    run(["fit", "--config", "ppo_cartpole", "--config", "safeguards/ppo", *root])
+    (folder,) = tmp_path.glob("lightning_logs/*")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["evaluation"]["last"]["mean"] == 500.0
+    assert [alarm for alarm in summary["alarms"] if alarm["severity"] != "info"] == []

@@ -119,6 +119,12 @@ def test_a_learning_rate_annealed_to_nothing_at_the_end_is_silent() -> None:
     assert silent(*windows)
 
 
+def test_weights_may_stand_still_where_no_error_is_left() -> None:
+    still = HEALTHY._replace(update_ratio={"q": 1e-6})
+    assert said_of(*[still._replace(error_ratio=0.002)] * 4)[-1] == []
+    assert said_of(*[still._replace(error_ratio=0.003)] * 4)[-1] == ["inert_update"]
+
+
 def test_a_learning_rate_that_ends_too_early_is_no_inert_update() -> None:
     """10 % of the budget, then nothing: the schedule was made for a shorter run."""
     alive = HEALTHY._replace(progress=0.05)
