@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import yaml
@@ -121,6 +121,20 @@ def diagnose(arguments: list[str]) -> Diagnosis:
     return cli.diagnosis
 
 
+@contextmanager
+def _without_hardware() -> Iterator[None]:
+    """Without what the trainer says of its hardware, which belongs to a run."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command; the code to leave with."""
     if "-h" in arguments or "--help" in arguments:
@@ -129,10 +143,8 @@ def main(arguments: Sequence[str]) -> int:
     rest = [argument for argument in arguments if argument != "--json"]
     if not rest:
         fail("got doctor without a configuration, expected one: type python -m rlmods doctor dqn_cartpole")
-    # What the trainer says of its hardware belongs to a run.
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    diagnosis = diagnose(rest)
+    with _without_hardware():
+        diagnosis = diagnose(rest)
     with suppress(BrokenPipeError):
         print(json.dumps(diagnosis.json(), indent=1) if len(rest) < len(arguments) else diagnosis.text())
     return 1 if diagnosis.status == "FAIL" else 0
