@@ -427,15 +427,6 @@ def test_an_exception_of_another_kind_is_none_of_its_business(tmp_path: Path) ->
     assert guard.raised == []
 
 
-def test_the_mini_batch_of_a_bundle_keeps_what_an_expert_chose() -> None:
-    columns = [torch.arange(6.0).view(2, 3)] * 7
-    by_expert = torch.tensor([[True, False, True], [False, False, True]])
-    batch = ReplayBatch(Transition(*columns), torch.zeros(2, 3), torch.ones(2, 3), 0, 0.0, by_expert)
-    (only,) = minibatch_of(batch, 1).minibatches()
-    assert only.by_expert is not None
-    assert only.by_expert.tolist() == [False, False, True]
-
-
 def test_the_key_of_a_dict_observation_is_named() -> None:
     def observe(value: float) -> dict[str, Tensor]:
         return {"image": torch.zeros(2, 3, 4), "speed": torch.full((2, 3), value)}
