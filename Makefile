@@ -40,9 +40,9 @@ learning: $(STAMP)
 # Breaks DQN, TD3, SAC, PPO and an expert's curriculum, one line at a time, under the safeguards.
 faults: $(STAMP)
 	$(BIN)/python -m benchmarks.faults.run --smoke
-	$(BIN)/python -m benchmarks.td3_faults --smoke
-	$(BIN)/python -m benchmarks.ppo_faults --smoke
-	$(BIN)/python -m benchmarks.expert_faults --smoke
+	$(BIN)/python -m benchmarks.mutation_bench td3 --smoke
+	$(BIN)/python -m benchmarks.mutation_bench ppo --smoke
+	$(BIN)/python -m benchmarks.mutation_bench expert --smoke
 
 # Real thresholds; takes minutes to hours.
 slow: $(STAMP)

@@ -9,11 +9,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from expert_faults.catalogue import DATA, FAULTS, HEALTHY, MODEL, Case
-from expert_faults.experiment import Alarm, Record, alarms_from, run
-from expert_faults.mutations import HorizonIgnored, _RecentBySlot
-from expert_faults.report import report
-from expert_faults.smoke import SMOKE_FAULTS, SMOKE_HEALTHY
+from mutation_bench.experiment import Alarm, Record, alarms_from, run
+from mutation_bench.expert_catalogue import BENCH, DATA, FAULTS, HEALTHY, MODEL, Case
+from mutation_bench.expert_mutations import HorizonIgnored, _RecentBySlot
+from mutation_bench.report import report
 
 from rlmods.algorithms import DQN
 from rlmods.data import ExpertDataModule, StratifiedReplayBuffer
@@ -34,7 +33,7 @@ def test_every_case_is_a_fault_or_healthy() -> None:
     assert all(case.causes for case in FAULTS)
     assert not any(case.causes or case.unseen for case in HEALTHY)
     assert not any(case.algorithm is not DQN or case.data_module is not ExpertDataModule for case in HEALTHY)
-    assert set(SMOKE_FAULTS) | set(SMOKE_HEALTHY) <= CASES.keys()
+    assert set(BENCH.smoke) <= CASES.keys()
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -83,7 +82,7 @@ def test_a_horizon_that_is_ignored_is_a_full_one() -> None:
 
 def test_a_fault_is_found_and_a_healthy_run_is_silent() -> None:
     for name, expected in (("rate-replaced", ["setting_not_in_effect"]), ("curriculum", [])):
-        record = run(CASES[name], 100, total_env_steps=2_048)
+        record = run(BENCH, CASES[name], 100, total_env_steps=2_048)
         assert record["crash"] is None
         assert [alarm["cause"] for alarm in alarms_from(record, "warn")] == expected
 
@@ -97,14 +96,25 @@ def test_the_report_counts() -> None:
         severity="warn",
         message="",
     )
-    empty = Record(id="", seed=0, iterations=16, updates=64, alarms=[], mean_reward=1.0, crash=None, cpu_seconds=1.0)
+    empty = Record(
+        id="",
+        seed=0,
+        iterations=16,
+        updates=64,
+        onset=0,
+        onset_updates=0,
+        alarms=[],
+        mean_reward=1.0,
+        crash=None,
+        cpu_seconds=1.0,
+    )
     records: list[Record] = [
         {**empty, "id": "floor-not-enforced", "alarms": [alarm]},
         {**empty, "id": "flag-shifted"},
         {**empty, "id": "half", "alarms": [alarm]},
     ]
-    lines = report(records).splitlines()
+    lines = report(BENCH, records).splitlines()
     (row,) = [line for line in lines if line.startswith("| `floor-not-enforced`")]
-    assert "| 1/1 | effective_settings | 36 | share_not_in_effect |" in row
+    assert "| 1/1 | 0/1 | effective_settings | 36 | 1/1 | share_not_in_effect |" in row
     assert "| runs with a fault: found | 1/2 |" in lines
     assert "| healthy runs with a warning | 1 |" in lines

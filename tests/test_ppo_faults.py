@@ -8,25 +8,25 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from ppo_faults.__main__ import stored
-from ppo_faults.advantage_mutations import (
+from mutation_bench.__main__ import stored
+from mutation_bench.case import Case
+from mutation_bench.experiment import Alarm, Record, alarms_from, run
+from mutation_bench.ppo_advantage_mutations import (
     AdvantageFlipped,
     DiscountTwice,
     NoBootstrapAtEnd,
     TracesCrossEnds,
     TracesUndiscounted,
 )
-from ppo_faults.catalogue import DATA, FAULTS, HEALTHY, MODEL, Case
-from ppo_faults.experiment import Alarm, Record, alarms_from, run
-from ppo_faults.report import fault_row, report
-from ppo_faults.smoke import SMOKE_FAULTS, SMOKE_HEALTHY
+from mutation_bench.ppo_catalogue import BENCH, DATA, FAULTS, HEALTHY, MODEL
+from mutation_bench.report import fault_row, report
 
 from rlmods.algorithms import PPO, ppo
 from rlmods.data import RolloutDataModule
 from rlmods.functional.off_policy import vtrace_advantage
 from rlmods.types import Decisions, Rollout
 
-CASES = {case.id: case for case in [*FAULTS, *HEALTHY]}
+CASES = BENCH.cases
 SEED = 100
 
 
@@ -36,7 +36,7 @@ def test_every_case_is_a_fault_or_healthy() -> None:
     assert all(case.causes for case in FAULTS)
     assert not any(case.causes or case.unseen for case in HEALTHY)
     assert not any(case.algorithm is not PPO or case.data_module is not RolloutDataModule for case in HEALTHY)
-    assert set(SMOKE_FAULTS) | set(SMOKE_HEALTHY) <= CASES.keys()
+    assert set(BENCH.smoke) <= CASES.keys()
 
 
 def advantages(algorithm: type[PPO]) -> torch.Tensor:
@@ -84,14 +84,14 @@ def test_advantages_are_wrong_by_what_they_say() -> None:
     [("memory-forgotten", "first_ratio_not_one"), ("no-bootstrap-truncation", "no_bootstrap_at_truncation")],
 )
 def test_a_fault_is_found_by_its_name(name: str, cause: str) -> None:
-    record = run(CASES[name], SEED, total_env_steps=512)
+    record = run(BENCH, CASES[name], SEED, total_env_steps=512)
     assert record["crash"] is None
     assert [alarm["cause"] for alarm in alarms_from(record, "warn")][:1] == [cause]
     assert cause in CASES[name].causes
 
 
 def test_a_healthy_run_is_silent() -> None:
-    record = run(CASES["cartpole"], SEED, total_env_steps=768)
+    record = run(BENCH, CASES["cartpole"], SEED, total_env_steps=768)
     assert (record["crash"], record["iterations"], record["updates"]) == (None, 3, 120)
     assert alarms_from(record, "warn") == []
 
@@ -135,7 +135,7 @@ def test_the_report_counts() -> None:
         make_record(unseen, 0),
         make_record(healthy, 0, (8, "inert_update", "warn")),
     ]
-    lines = report(records).splitlines()
+    lines = report(BENCH, records).splitlines()
     (row,) = [line for line in lines if line.startswith("| `lr-zero`")]
     assert "| 1/2 | 0/2 | guard | 400 | 1/1 | policy_stall |" in row
     assert "| runs with a fault: found | 1/3 |" in lines

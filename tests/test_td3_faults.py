@@ -8,18 +8,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from td3_faults.__main__ import stored
-from td3_faults.catalogue import DATA, FAULTS, HEALTHY, LEDGE, MODEL, Case
-from td3_faults.experiment import Alarm, Record, alarms_from, run
-from td3_faults.mutations import CustomTarget, OwnDiscount, TerminalsBootstrap
-from td3_faults.report import fault_row, report
-from td3_faults.smoke import SMOKE_FAULTS, SMOKE_HEALTHY
+from mutation_bench.__main__ import stored
+from mutation_bench.case import Case
+from mutation_bench.experiment import Alarm, Record, alarms_from, run
+from mutation_bench.report import fault_row, report
+from mutation_bench.td3_catalogue import BENCH, DATA, FAULTS, HEALTHY, LEDGE, MODEL
+from mutation_bench.td3_mutations import CustomTarget, OwnDiscount, TerminalsBootstrap
 
 from rlmods.algorithms import SAC, TD3
 from rlmods.data import ReplayDataModule
 from rlmods.types import Transition
 
-CASES = {case.id: case for case in [*FAULTS, *HEALTHY]}
+CASES = BENCH.cases
 SEED = 100
 
 
@@ -28,7 +28,7 @@ def test_every_case_is_a_fault_or_healthy() -> None:
     assert all(case.causes for case in FAULTS)
     assert not any(case.causes or case.unseen for case in HEALTHY)
     assert not any(case.algorithm not in (TD3, SAC) or case.data_module is not ReplayDataModule for case in HEALTHY)
-    assert set(SMOKE_FAULTS) | set(SMOKE_HEALTHY) <= CASES.keys()
+    assert set(BENCH.smoke) <= CASES.keys()
 
 
 def transitions(*, terminated: bool) -> Transition:
@@ -66,14 +66,14 @@ def test_targets_are_wrong_by_what_they_say() -> None:
     ("name", "cause"), [("actor-replaced", "stale_parameters"), ("own-discount", "bootstraps_through_termination")]
 )
 def test_a_fault_is_found_by_its_name(name: str, cause: str) -> None:
-    record = run(CASES[name], SEED, total_env_steps=480)
+    record = run(BENCH, CASES[name], SEED, total_env_steps=480)
     assert (record["crash"], record["iterations"], record["updates"]) == (None, 30, 88)
     assert [alarm["cause"] for alarm in alarms_from(record, "warn")][:1] == [cause]
     assert cause in CASES[name].causes
 
 
 def test_a_healthy_run_is_silent() -> None:
-    record = run(CASES["td3-clip"], SEED, total_env_steps=480)
+    record = run(BENCH, CASES["td3-clip"], SEED, total_env_steps=480)
     assert (record["crash"], alarms_from(record, "warn")) == (None, [])
 
 
@@ -117,7 +117,7 @@ def test_the_report_counts() -> None:
         make_record(healthy, 0, (8, "inert_update", "warn")),
         make_record(healthy, 1, (8, "violent_update", "act")),
     ]
-    lines = report(records).splitlines()
+    lines = report(BENCH, records).splitlines()
     (row,) = [line for line in lines if line.startswith("| `target-frozen`")]
     assert "| 1/2 | 0/2 | guard | 80 | 1/1 | target_never_moves |" in row
     (row,) = [line for line in lines if line.startswith("| `ddpg`")]

@@ -13,8 +13,8 @@ from lightning.pytorch.plugins import MixedPrecision
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from td3_faults import clip_mutations as mutations
-from td3_faults.clip_mutations import broken
+from mutation_bench import td3_clip_mutations as mutations
+from mutation_bench.td3_clip_mutations import broken
 
 from rlmods.algorithms import DQN, SAC, TD3
 from rlmods.callbacks.detectors import Severity

@@ -1,16 +1,18 @@
 """What is run: faults, each with the causes that count as right, and healthy configurations, ugly ones among them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rlmods.algorithms import SAC, TD3
 from rlmods.algorithms.base import Algorithm
 from rlmods.data import ReplayDataModule
 
-from . import clip_mutations as clips
-from . import environments as environments  # registers them
-from . import mutations as broken
+from . import case
+from . import td3_clip_mutations as clips
+from . import td3_environments as td3_environments  # registers them
+from . import td3_mutations as broken
+from .case import Bench, causes
 
 MODEL: Mapping[str, Any] = {"hidden_sizes": [64, 64], "learning_rate": 1e-3}
 DATA: Mapping[str, Any] = {
@@ -28,34 +30,11 @@ DATA: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """A run, healthy where no cause is right.
+class Case(case.Case):
+    """With the real classes, where no other is named."""
 
-    Attributes:
-        id: short, unique.
-        what: is broken, or ugly, in words.
-        causes: that count as the right one.
-        unseen: why no safeguard finds it; empty where one does.
-        onset: iterations before which nothing is broken.
-        algorithm: TD3, SAC, or a mutation.
-        data_module: the real one, or a mutation.
-        model: arguments over `MODEL`.
-        data: arguments over `DATA`.
-    """
-
-    id: str
-    what: str
-    causes: frozenset[str] = frozenset()
-    unseen: str = ""
-    onset: int = 0
     algorithm: type[Algorithm] = TD3
     data_module: type[ReplayDataModule] = ReplayDataModule
-    model: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
-def causes(words: str) -> frozenset[str]:
-    return frozenset(words.split())
 
 
 LIMITS: Mapping[str, Any] = {"max_grad_norm": {"critic": 10.0, "actor": 1.0}}
@@ -198,3 +177,25 @@ HEALTHY = [
     Case(id="sac-clip", what="clip on", algorithm=SAC, model=LIMITS),
     Case(id="sac-ledge", what="a box that is neither ±1 nor centred, terminations", algorithm=SAC, data=LEDGE),
 ]  # fmt: skip
+
+BENCH = Bench(
+    name="TD3 and SAC",
+    preset="safeguards/actor_critic",
+    model=MODEL,
+    data=DATA,
+    faults=FAULTS,
+    healthy=HEALTHY,
+    seeds=(0, 1),
+    smoke=(
+        "actor-through-state",
+        "actor-in-critic",
+        "actor-replaced",
+        "terminals-bootstrap",
+        "clip-not-used",
+        "no-stop-gradient",
+        "td3-clip",
+        "sac",
+        "ledge",
+    ),
+    smoke_env_steps=640,
+)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
-from .catalogue import FAULTS, HEALTHY, Case
+from .case import Bench, Case
 from .experiment import Alarm, Record, alarms_from
 
 
@@ -19,13 +19,13 @@ class FaultRow(NamedTuple):
     false_acting: int  # runs with an alarm of severity ACT or above before the onset
 
 
-def report(records: Sequence[Record]) -> str:
+def report(bench: Bench, records: Sequence[Record]) -> str:
     """Three tables."""
-    rows = [fault_row(case, [record for record in records if record["id"] == case.id]) for case in FAULTS]
+    rows = [fault_row(case, [record for record in records if record["id"] == case.id]) for case in bench.faults]
     rows = [row for row in rows if row.records]
-    ids = {case.id for case in HEALTHY}
+    ids = {case.id for case in bench.healthy}
     healthy = [each for each in records if each["id"] in ids]
-    return "\n\n".join([faults_table(rows), healthy_table(healthy), totals(rows, healthy)])
+    return "\n\n".join([faults_table(bench, rows), healthy_table(bench, healthy), totals(bench, rows, healthy)])
 
 
 def fault_row(case: Case, records: Sequence[Record]) -> FaultRow:
@@ -40,7 +40,7 @@ def fault_row(case: Case, records: Sequence[Record]) -> FaultRow:
     return FaultRow(case, list(records), firsts, right, delays, early)
 
 
-def faults_table(rows: Sequence[FaultRow]) -> str:
+def faults_table(bench: Bench, rows: Sequence[FaultRow]) -> str:
     lines = []
     for row in rows:
         acting = sum(any(a["cause"] in row.case.causes for a in alarms_from(each, "act")) for each in row.records)
@@ -59,12 +59,12 @@ def faults_table(rows: Sequence[FaultRow]) -> str:
             )
         )
     header = ("fault", "found", "acting", "by", "after updates", "right cause first", "causes in order", "why not")
-    return "### Faults of TD3 and SAC\n\n" + markdown(header, lines)
+    return f"### Faults of {bench.name}\n\n" + markdown(header, lines)
 
 
-def healthy_table(records: Sequence[Record]) -> str:
+def healthy_table(bench: Bench, records: Sequence[Record]) -> str:
     lines = []
-    for case in HEALTHY:
+    for case in bench.healthy:
         runs = [record for record in records if record["id"] == case.id]
         if not runs:
             continue
@@ -77,10 +77,10 @@ def healthy_table(records: Sequence[Record]) -> str:
         mean_reward = f"{fmean(returns):.4g}" if returns else ""
         lines.append((f"`{case.id}`: {case.what}", str(len(runs)), mean_reward, ", ".join(acting), ", ".join(warned)))
     header = ("configuration", "runs", "last return", "acting alarms", "warnings")
-    return "### Healthy runs of TD3 and SAC\n\n" + markdown(header, lines)
+    return f"### Healthy runs of {bench.name}\n\n" + markdown(header, lines)
 
 
-def totals(rows: Sequence[FaultRow], healthy: Sequence[Record]) -> str:
+def totals(bench: Bench, rows: Sequence[FaultRow], healthy: Sequence[Record]) -> str:
     said = [row for row in rows if row.firsts]
     right_first = sum(alarm["cause"] in row.case.causes for row in said for alarm in row.firsts)
     runs = [*healthy, *(record for row in rows for record in row.records)]
@@ -95,7 +95,7 @@ def totals(rows: Sequence[FaultRow], healthy: Sequence[Record]) -> str:
         ("healthy runs with a warning", str(sum(bool(alarms_from(each, "warn")) for each in healthy))),
         ("runs that crashed", str(sum(each["crash"] is not None for each in runs))),
     ]
-    return "### Totals of TD3 and SAC\n\n" + markdown(("", "got"), lines)
+    return f"### Totals of {bench.name}\n\n" + markdown(("", "got"), lines)
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -17,9 +17,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from rlmods.callbacks import GlobalRNG
 from rlmods.configs import find_config
 
-from .catalogue import DATA, MODEL, Case
+from .case import Bench, Case
 
-PRESET = "safeguards/ppo"
 SEVERITIES = ("info", "warn", "act", "fatal")
 
 
@@ -58,18 +57,19 @@ class Updates(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the mini-batches."""
-        self.after.append(self.after[-1] + outputs["approx_kl"].numel())
+        """Read the module's clock."""
+        self.after.append(pl_module.update_steps)  # type: ignore[arg-type]
 
     def at(self, iteration: int) -> int:
         """After so many iterations."""
         return self.after[min(iteration, len(self.after) - 1)]
 
 
-def run(case: Case, seed: int, *, total_env_steps: int | None = None) -> Record:
+def run(bench: Bench, case: Case, seed: int, *, total_env_steps: int | None = None) -> Record:
     """Train, and report.
 
     Args:
+        bench: preset and arguments that the case shares with others.
         case: what is run.
         seed: of everything.
         total_env_steps: instead of the case's own.
@@ -80,9 +80,9 @@ def run(case: Case, seed: int, *, total_env_steps: int | None = None) -> Record:
         logging.getLogger(name).setLevel(logging.ERROR)
     started, crash, updates = process_time(), None, Updates()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(Path(folder), updates)
+        trainer = _trainer(Path(folder), updates, bench.preset)
         try:
-            _fit(trainer, case, seed, total_env_steps)
+            _fit(trainer, bench, case, seed, total_env_steps)
         except Exception as exception:
             torch.set_flush_denormal(False)
             crash = f"{type(exception).__name__}: {exception}"
@@ -102,7 +102,7 @@ def run(case: Case, seed: int, *, total_env_steps: int | None = None) -> Record:
     )
 
 
-def _trainer(folder: Path, updates: Updates) -> Trainer:
+def _trainer(folder: Path, updates: Updates, preset: str) -> Trainer:
     return Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -112,24 +112,25 @@ def _trainer(folder: Path, updates: Updates) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[GlobalRNG(), updates, *guards()],
+        callbacks=[GlobalRNG(), updates, *guards(preset)],
     )
 
 
-def _fit(trainer: Trainer, case: Case, seed: int, total_env_steps: int | None) -> None:
+def _fit(trainer: Trainer, bench: Bench, case: Case, seed: int, total_env_steps: int | None) -> None:
     seed_everything(seed, verbose=False)
-    settings: dict[str, Any] = {**DATA, **case.data}
+    settings: dict[str, Any] = {**bench.data, **case.data}
     if total_env_steps is not None:
         settings["total_env_steps"] = total_env_steps
-    data = case.data_module(**settings)
+    data_module: Any = case.data_module
     algorithm: Any = case.algorithm
-    model = algorithm(data.spec, **{**MODEL, **case.model})
+    data = data_module(**settings)
+    model = algorithm(data.spec, **{**bench.model, **case.model})
     trainer.fit(model, datamodule=data)
 
 
-def guards() -> list[Callback]:
+def guards(preset: str) -> list[Callback]:
     """Those of the preset, new."""
-    entries = yaml.safe_load(find_config(PRESET).read_text())["trainer"]["callbacks+"]
+    entries = yaml.safe_load(find_config(preset).read_text())["trainer"]["callbacks+"]
     return [_make(entry) for entry in entries]
 
 

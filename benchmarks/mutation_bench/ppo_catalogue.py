@@ -1,14 +1,16 @@
 """What is run: faults, each with the causes that count as right, and healthy configurations, ugly ones among them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rlmods.algorithms import PPO
 from rlmods.data import RolloutDataModule
 
-from . import advantage_mutations as advantages
-from . import mutations as broken
+from . import case
+from . import ppo_advantage_mutations as advantages
+from . import ppo_mutations as broken
+from .case import Bench, causes
 
 MODEL: Mapping[str, Any] = {"learning_rate": 1e-3, "n_epochs": 10, "batch_size": 64, "gae_lambda": 0.9}
 # 32 rollouts of 256 steps, 40 updates on each.
@@ -24,34 +26,11 @@ DATA: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """A run, healthy where no cause is right.
+class Case(case.Case):
+    """With the real classes, where no other is named."""
 
-    Attributes:
-        id: short, unique.
-        what: is broken, or ugly, in words.
-        causes: that count as the right one.
-        unseen: why no safeguard finds it; empty where one does.
-        onset: iterations before which nothing is broken.
-        algorithm: PPO, or a mutation.
-        data_module: the real one, or a mutation.
-        model: arguments over `MODEL`.
-        data: arguments over `DATA`.
-    """
-
-    id: str
-    what: str
-    causes: frozenset[str] = frozenset()
-    unseen: str = ""
-    onset: int = 0
     algorithm: type[PPO] = PPO
     data_module: type[RolloutDataModule] = RolloutDataModule
-    model: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
-def causes(words: str) -> frozenset[str]:
-    return frozenset(words.split())
 
 
 # Time limits come every 50 steps: 16 rollouts of 512 steps, 80 updates on each.
@@ -220,3 +199,26 @@ HEALTHY = [
          data={**PENDULUM, "env_id": "MountainCarContinuous-v0", "env_kwargs": None, "eval_episodes": 1}),
     Case(id="acrobot", what="rewards of -1", data={"env_id": "Acrobot-v1", "eval_episodes": 1}),
 ]  # fmt: skip
+
+BENCH = Bench(
+    name="PPO",
+    preset="safeguards/ppo",
+    model=MODEL,
+    data=DATA,
+    faults=FAULTS,
+    healthy=HEALTHY,
+    seeds=(0, 1),
+    smoke=(
+        "ratio-of-squashed",
+        "memory-not-reset",
+        "no-bootstrap-truncation",
+        "terminals-bootstrap",
+        "discount-twice",
+        "minibatches-dropped",
+        "entropy-in-bits",
+        "cartpole",
+        "unbounded",
+        "lstm-segments",
+    ),
+    smoke_env_steps=2048,
+)

@@ -1,13 +1,15 @@
 """What is run: faults, each with the causes that count as right, and healthy curricula, ugly ones among them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rlmods.algorithms import DQN
 from rlmods.data import ExpertDataModule
 
-from . import mutations as broken
+from . import case
+from . import expert_mutations as broken
+from .case import Bench, causes
 
 MODEL: Mapping[str, Any] = {
     "hidden_sizes": [32],
@@ -38,32 +40,11 @@ DATA: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """A run, healthy where no cause is right.
+class Case(case.Case):
+    """With the real classes, where no other is named."""
 
-    Attributes:
-        id: short, unique.
-        what: is broken, or ugly, in words.
-        causes: that count as the right one.
-        unseen: why no safeguard finds it; empty where one does.
-        algorithm: DQN, or a mutation.
-        data_module: the real one, or a mutation.
-        model: arguments over `MODEL`.
-        data: arguments over `DATA`.
-    """
-
-    id: str
-    what: str
-    causes: frozenset[str] = frozenset()
-    unseen: str = ""
     algorithm: type[DQN] = DQN
     data_module: type[ExpertDataModule] = ExpertDataModule
-    model: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
-def causes(words: str) -> frozenset[str]:
-    return frozenset(words.split())
 
 
 SHARE = causes("share_not_in_effect")
@@ -142,3 +123,23 @@ HEALTHY = [
          model={"learning_rate_schedule": "cosine", "final_learning_rate": 0.0, "learning_rate_warmup": 0.1}),
     Case(id="bonus", what="a reward that fades", data={"env_kwargs": {"max_episode_steps": 100, "bonus": 0.5}}),
 ]  # fmt: skip
+
+BENCH = Bench(
+    name="an expert's curriculum",
+    preset="safeguards/curriculum",
+    model=MODEL,
+    data=DATA,
+    faults=FAULTS,
+    healthy=HEALTHY,
+    seeds=(0,),
+    smoke=(
+        "share-never-decays",
+        "limiter-ignored",
+        "horizon-ignored",
+        "hard-target-never-copied",
+        "rate-replaced",
+        "curriculum",
+        "imitates",
+    ),
+    smoke_env_steps=4096,
+)

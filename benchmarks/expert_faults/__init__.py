@@ -1,1 +1,0 @@
-"""Breaks an expert curriculum of DQN, one line at a time, under the safeguards of `configs/safeguards/curriculum`."""
