@@ -60,6 +60,16 @@ def time_to_solve(evaluations: Sequence[Evaluation], threshold: float, hold: int
     return None
 
 
+def held_from(evaluations: Sequence[Evaluation], threshold: float) -> int | None:
+    """Environment steps of the first evaluation from which on all are at or above the threshold; None without one."""
+    held: int | None = None
+    for evaluation in reversed(evaluations):
+        if evaluation["mean"] < threshold:
+            break
+        held = evaluation["env_steps"]
+    return held
+
+
 def interquartile_mean(scores: Sequence[float]) -> float:
     """Mean without the lowest and the highest quarter, each rounded down to whole scores."""
     cut = len(scores) // 4
@@ -82,12 +92,17 @@ def summarise(results: Sequence[Result], threshold: float) -> Summary:
 
 def table(results: Sequence[Result], threshold: float) -> str:
     """One line a seed, then the summary."""
-    lines = [f"{'seed':>6s}{'score':>9s}{'std':>8s}{'solved after s':>16s}{'training s':>12s}{'with evaluations':>18s}"]
-    lines += [
-        f"{result['seed']:6d}{result['score']['mean']:9.1f}{result['score']['std']:8.1f}"
-        f"{seconds(result['time_to_solve']):>16s}{result['training_seconds']:12.1f}{result['total_seconds']:18.1f}"
-        for result in sorted(results, key=lambda each: each["seed"])
+    lines = [
+        f"{'seed':>6s}{'score':>9s}{'std':>8s}{'held from step':>16s}{'solved after s':>16s}{'training s':>12s}"
+        f"{'with evaluations':>18s}"
     ]
+    for result in sorted(results, key=lambda each: each["seed"]):
+        held = held_from(result["evaluations"], threshold)
+        lines.append(
+            f"{result['seed']:6d}{result['score']['mean']:9.1f}{result['score']['std']:8.1f}"
+            f"{'never' if held is None else f'{held:,}':>16s}{seconds(result['time_to_solve']):>16s}"
+            f"{result['training_seconds']:12.1f}{result['total_seconds']:18.1f}"
+        )
     summary = summarise(results, threshold)
     lines += [
         f"score, the last evaluation: {summary.at_threshold} of {summary.seeds} at or above {threshold:g}, "

@@ -8,6 +8,7 @@ from rlmods.callbacks.detectors import Severity, Verdict
 from rlmods.functional.expert_share import expert_share
 
 _NEVER = 0.5  # of a configured learning rate: a schedule that falls from it has not left it before the first update
+_ROUNDING = 0.05  # of a target's weight: the parameters are float32, and their change is small against them
 _CHANCE = 6.0  # standard deviations of coins
 
 
@@ -42,6 +43,7 @@ class Frames(NamedTuple):
     end: int
     by_network: float
     by_expert: float
+    with_care: float | None = None  # frames of both in which care was needed; None where nobody counts them
 
 
 def never_in_effect(row: Applied) -> Verdict | None:
@@ -52,6 +54,18 @@ def never_in_effect(row: Applied) -> Verdict | None:
         f"{row.name} = {row.configured:.4g} was configured, and never in effect: {row.first:.4g} was applied first, "
         f"{row.last:.4g} last, from {row.low:.4g} to {row.high:.4g} in the whole run. A schedule or a callback "
         "replaces it: what is changed there changes nothing; look who writes it"
+    )
+    return Verdict("setting_not_in_effect", Severity.WARN, message, row._asdict())
+
+
+def mixing_not_in_effect(row: Applied) -> Verdict | None:
+    """Whether a target network at no time mixed with the weight that is configured."""
+    if row.low <= row.configured * (1.0 + _ROUNDING) and row.high >= row.configured * (1.0 - _ROUNDING):
+        return None
+    message = (
+        f"{row.name} = {row.configured:.4g} was configured, but the target network's parameters moved by "
+        f"{row.low:.4g} to {row.high:.4g} of their distance from the online network in a target update: another number "
+        "is used, or one update makes several of them"
     )
     return Verdict("setting_not_in_effect", Severity.WARN, message, row._asdict())
 
@@ -93,7 +107,8 @@ def high_replay_ratio(drawn_per_new: float, values_beyond: bool) -> Verdict | No
 def share_not_in_effect(frames: Sequence[Frames], settings: Mapping[str, Any]) -> Verdict | None:
     """Whether the expert acted on another share of the frames than its schedule says, by more than chance.
 
-    Each frame is a coin. Where care scales the share, all that lies between the two schedules is right.
+    Each frame is a coin. Where care scales the share, and nobody counts the frames that need it, all that lies between
+    the two schedules is right.
 
     Args:
         frames: stretches of the run, short against the schedule.
@@ -106,10 +121,14 @@ def share_not_in_effect(frames: Sequence[Frames], settings: Mapping[str, Any]) -
         shares = [_scheduled(step, settings) for step in (stretch.begin, stretch.end)]
         cared = [min(1.0, share * settings["expert_care_scale"]) for share in shares]
         number = stretch.by_network + stretch.by_expert
-        low += number * min(*shares, *cared)
-        high += number * max(*shares, *cared)
-        # Of the share within the bounds whose coins scatter most.
-        variance += number * max(share * (1.0 - share) for share in (*shares, *cared))
+        if stretch.with_care is None:
+            groups = [(number, [*shares, *cared])]
+        else:
+            groups = [(number - stretch.with_care, shares), (stretch.with_care, cared)]
+        for count, possible in groups:
+            low, high = low + count * min(possible), high + count * max(possible)
+            # Of the share within the bounds whose coins scatter most.
+            variance += count * max(share * (1.0 - share) for share in possible)
         total, by_expert = total + number, by_expert + stretch.by_expert
     slack = _CHANCE * math.sqrt(variance + 1.0)
     if low - slack <= by_expert <= high + slack:

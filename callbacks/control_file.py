@@ -84,8 +84,10 @@ class ControlFile(Callback):
             rank_zero_warn(message)
             return
         for key, value in reading.settings.items():
-            if value != self.overrides.get(key):
-                self._change(trainer, pl_module, key, value)
+            # A rollback changes what is in force, too.
+            before, after = self._in_force(trainer, pl_module, key), _attribute(key, value)
+            if after != before:
+                self._change(trainer, pl_module, key, before, value)
 
     def _read(self) -> _Reading | None:
         """The file, if it was changed since the last time."""
@@ -117,20 +119,26 @@ class ControlFile(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         return next((each for each in (data, pl_module) if isinstance(each, _TARGETS[key].protocol)), None)
 
-    def _change(self, trainer: Trainer, pl_module: LightningModule, key: str, value: float | None) -> None:
-        before = self.overrides.pop(key, None)
+    def _in_force(self, trainer: Trainer, pl_module: LightningModule, key: str) -> float | None:
+        value: float | None = getattr(self._listener(trainer, pl_module, key), _TARGETS[key].attribute)
+        return value
+
+    def _change(
+        self, trainer: Trainer, pl_module: LightningModule, key: str, before: float | None, value: float | None
+    ) -> None:
+        self.overrides.pop(key, None)
         if value is not None:
             self.overrides[key] = value
         self._set(trainer, pl_module, key, value)
+        before = None if before == _TARGETS[key].schedule else before
         message = f"{key}: {_word(before)} -> {_word(value)}"
         append_event(trainer, "control", message, {"severity": "info", "key": key, "before": before, "after": value})
         rank_zero_info(f"{FILE_NAME}: {message}")
 
     def _set(self, trainer: Trainer, pl_module: LightningModule, key: str, value: float | None) -> None:
-        target = _TARGETS[key]
         listener = self._listener(trainer, pl_module, key)
         if listener is not None:
-            setattr(listener, target.attribute, target.schedule if value is None else value)
+            setattr(listener, _TARGETS[key].attribute, _attribute(key, value))
 
     def state_dict(self) -> dict[str, Any]:
         """The overrides, and which version of the file they are from."""
@@ -140,6 +148,11 @@ class ControlFile(Callback):
         """Go on."""
         self.overrides = dict(state_dict["overrides"])
         self._version = state_dict["version"]
+
+
+def _attribute(key: str, value: float | None) -> float | None:
+    """What a value of the file makes of the attribute."""
+    return _TARGETS[key].schedule if value is None else value
 
 
 def _word(value: float | None) -> str:

@@ -21,7 +21,7 @@ def parse_control(text: str) -> dict[str, float | None]:
     """
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date that is none, of a thousand brackets
         raise ValueError(f"it is no YAML ({' '.join(str(error).split())}): type expert_share: 0.5") from error
     if content is None:
         return {}
@@ -41,7 +41,7 @@ def _number(key: str, value: Any) -> float | None:
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)  # YAML reads 1e-3 as a word
-        except ValueError:
+        except (ValueError, OverflowError):
             number = math.nan
     if not (low <= number <= high and math.isfinite(number)):
         bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"from {low:g} on"

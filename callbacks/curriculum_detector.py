@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rlmods.callbacks.detectors import Severity, Verdict, autocorrelation
+from rlmods.callbacks.detectors import Severity, Verdict, autocorrelation, verdict_fields, verdict_of
 from rlmods.callbacks.evaluations import Evaluation, Interval, difference_interval
 from rlmods.callbacks.return_falls import ReturnFalls, to_fields
 from rlmods.types import MixtureTotals
@@ -130,13 +130,15 @@ class ShareDetector:
         return {
             "rows": [list(row) for row in self.rows],
             "before": [list(row) for row in self.before],
-            "verdicts": [[v.cause, int(v.severity), v.message, dict(v.evidence)] for v in self.verdicts],
+            "last": None if self.last is None else list(self.last),
+            "verdicts": [verdict_fields(verdict) for verdict in self.verdicts],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on."""
         self.rows, self.before = ([MixtureTotals(*row) for row in state[name]] for name in ("rows", "before"))
-        self.verdicts = [Verdict(cause, Severity(level), *rest) for cause, level, *rest in state["verdicts"]]
+        self.last = None if state["last"] is None else Decomposition(*state["last"])
+        self.verdicts = [verdict_of(fields) for fields in state["verdicts"]]
 
 
 def _difference(before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]]) -> Interval:
@@ -270,7 +272,7 @@ class SwitchDetector:
             "rows": [list(row) for row in self.rows],
             "falls": self.falls.state_dict(),
             "open": None if watch is None else [*watch[:3], watch.level and to_fields(watch.level), *watch[4:]],
-            "verdicts": [[v.cause, int(v.severity), v.message, dict(v.evidence)] for v in self.verdicts],
+            "verdicts": [verdict_fields(verdict) for verdict in self.verdicts],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -280,7 +282,7 @@ class SwitchDetector:
         if state["open"] is not None:
             switches, share, until, level, swing, below = state["open"]
             self.open = Watch(switches, share, until, None if level is None else Evaluation(*level), swing, below)
-        self.verdicts = [Verdict(cause, Severity(level), *rest) for cause, level, *rest in state["verdicts"]]
+        self.verdicts = [verdict_of(fields) for fields in state["verdicts"]]
 
 
 def _switches(rows: Sequence[CurriculumRow], row: CurriculumRow) -> list[str]:

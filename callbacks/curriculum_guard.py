@@ -9,8 +9,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from rlmods.callbacks.curriculum_detector import ROWS, CurriculumRow, ShareDetector, SwitchDetector
 from rlmods.callbacks.detectors import Verdict
-from rlmods.callbacks.last_evaluation import LastEvaluation
-from rlmods.callbacks.safeguard import MissingInputError, Mode, Readings, Safeguard, clock
+from rlmods.callbacks.evaluation_safeguard import EvaluationSafeguard
+from rlmods.callbacks.evaluations import Evaluation
+from rlmods.callbacks.safeguard import MissingInputError, Mode, Readings, clock
 from rlmods.types import ExperienceSource, ExpertShareControl, MixtureSource, MixtureTotals
 
 # Of the budget, where they are not given.
@@ -28,7 +29,7 @@ class HasExpertFloor(Protocol):
         ...
 
 
-class CurriculumGuard(Safeguard):
+class CurriculumGuard(EvaluationSafeguard):
     """Watches a curriculum in which an expert acts on a share of the frames.
 
     Needs a data module that is a `rlmods.types.MixtureSource`.
@@ -63,7 +64,7 @@ class CurriculumGuard(Safeguard):
         name: str = "curriculum",
         mode: Mode = "act",
     ) -> None:
-        super().__init__(name=name, mode=mode)
+        super().__init__(monitor="eval/mean_reward", name=name, mode=mode)
         for argument, value in (("window_frames", window_frames), ("watch_frames", watch_frames)):
             if value is not None and value < 1:
                 raise ValueError(f"CurriculumGuard got {argument} = {value}, expected 1 or more, or null")
@@ -73,7 +74,6 @@ class CurriculumGuard(Safeguard):
         self.switches = SwitchDetector(window=math.inf, watch=math.inf, share=share, confidence=confidence)
         self._totals = MixtureTotals(0, 0, 0.0, 0.0)  # at the last row
         self._row_ended = 0  # environment steps
-        self._evaluation = LastEvaluation()
         self._readings = Readings()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -127,28 +127,9 @@ class CurriculumGuard(Safeguard):
             curves |= {f"change_by_{name}": value for name, value in self.shares.last._asdict().items()}
         self.draw(trainer, curves)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A new evaluation."""
-        self._evaluation.begin()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the returns of the episodes."""
-        self._evaluation.take(outputs)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_evaluation(self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation) -> None:
         """Hold the evaluation against what it was before a switch."""
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
-            return
-        verdicts = self.switches.evaluate(self._evaluation.read(trainer, self))
-        self._say(trainer, [*self.shares.verdicts, *verdicts], {})
+        self._say(trainer, [*self.shares.verdicts, *self.switches.evaluate(evaluation)], {})
 
     def rearm(self) -> None:
         """Start the windows anew."""

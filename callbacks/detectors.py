@@ -33,6 +33,17 @@ class Verdict(NamedTuple):
     evidence: Mapping[str, Any]  # JSON: values, thresholds, window
 
 
+def verdict_fields(verdict: Verdict) -> list[Any]:
+    """Plain values, for a state; `verdict_of` makes the verdict of them again."""
+    return [verdict.cause, int(verdict.severity), verdict.message, dict(verdict.evidence)]
+
+
+def verdict_of(fields: list[Any]) -> Verdict:
+    """What `verdict_fields` was given."""
+    cause, severity, message, evidence = fields
+    return Verdict(cause, Severity(severity), message, evidence)
+
+
 class Confirmation:
     """Turns on when `needed` of the last `window` values were positive, off when none was: hysteresis.
 

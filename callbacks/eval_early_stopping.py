@@ -1,21 +1,18 @@
 """Stop when the evaluation says so: solved and held, or no longer improving; an alarm when the return collapses."""
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor
 
 from rlmods.callbacks.detectors import Severity, Verdict
+from rlmods.callbacks.evaluation_safeguard import EvaluationSafeguard
 from rlmods.callbacks.evaluations import CollapseDetector, Decision, Evaluation, EvaluationHistory
 from rlmods.callbacks.events import append_event
-from rlmods.callbacks.safeguard import MissingInputError, Mode, Safeguard, clock
+from rlmods.callbacks.safeguard import Mode
 
 
-class EvalEarlyStopping(Safeguard):
+class EvalEarlyStopping(EvaluationSafeguard):
     """Stops training when the evaluations show that the task is solved and stays solved, or that nothing improves.
 
     It also raises an alarm, `return_collapse`, when the return has fallen from the best level that was held, further
@@ -62,45 +59,21 @@ class EvalEarlyStopping(Safeguard):
         name: str = "eval_early_stopping",
         mode: Mode = "act",
     ) -> None:
-        super().__init__(name=name, mode=mode)
+        super().__init__(monitor=monitor, name=name, mode=mode)
         if monitor not in ("eval/mean_reward", "eval/success_rate"):
             raise ValueError(
                 f"got monitor = {monitor!r}, expected 'eval/mean_reward' or 'eval/success_rate': a training metric is "
                 "measured while the policy explores and changes, and says nothing of when to stop"
             )
-        self.monitor = monitor
         self.history = EvaluationHistory(
             threshold=threshold, hold=hold, patience=patience, min_delta=min_delta, confidence=confidence
         )
         self.collapse = CollapseDetector(
             after=collapse_after, share=collapse_share, start=reference, confidence=confidence
         )
-        self._returns: list[float] = []
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A new evaluation."""
-        self._returns = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the returns of the episodes."""
-        returns = outputs.get("returns") if isinstance(outputs, Mapping) else None
-        if isinstance(returns, Tensor):
-            self._returns += returns.flatten().tolist()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take in the evaluation."""
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
-            return
-        # A module may return the episodes of its own process only: all take what the first one saw.
-        evaluation: Evaluation = trainer.strategy.broadcast(self._evaluation(trainer))
+    def on_evaluation(self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation) -> None:
+        """Hold it against the history."""
         decision = self.history.update(evaluation)
         verdicts = self.collapse.update(evaluation)
         if decision.stop and self.mode == "observe":
@@ -127,24 +100,6 @@ class EvalEarlyStopping(Safeguard):
 
     def _evidence(self) -> dict[str, float]:
         return {"best": self.history.best, "held": float(self.history.held)}
-
-    def _evaluation(self, trainer: Trainer) -> Evaluation:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("eval/")}
-        needed = [self.monitor, "eval/episodes", "eval/std_reward"]
-        missing = [name for name in needed if name not in metrics]
-        if missing:
-            raise MissingInputError(
-                f"EvalEarlyStopping needs {missing}, but validation_step logged only {sorted(metrics)}: log them there"
-            )
-        mean = metrics[self.monitor]
-        is_rate = self.monitor == "eval/success_rate"
-        return Evaluation(
-            mean=mean,
-            std=math.sqrt(max(mean * (1.0 - mean), 0.0)) if is_rate else metrics["eval/std_reward"],
-            episodes=int(metrics["eval/episodes"]),
-            returns=() if is_rate else tuple(self._returns),
-            env_steps=clock(trainer),
-        )
 
     def rearm(self) -> None:
         """Count anew; the best stays the yardstick."""

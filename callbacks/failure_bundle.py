@@ -40,11 +40,14 @@ def named_leaves(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from named_leaves(item, f"{name}[{position}]")
 
 
-def minibatch_of(batch: Any, number: int) -> Any:
-    """A `ReplayBatch` of one mini-batch, K = 1; any other batch, or one that has no such number, as it is."""
-    if not isinstance(batch, ReplayBatch) or number >= batch.num_updates:
+def minibatch_of(batch: Any, update: int, accumulated: int = 1) -> Any:
+    """What an update learned from: a `ReplayBatch` of as many mini-batches as it accumulated (fewer at the end).
+
+    Any other batch, or one that has no such update, as it is.
+    """
+    if not isinstance(batch, ReplayBatch) or update * accumulated >= batch.num_updates:
         return batch
-    rows = slice(number, number + 1)
+    rows = slice(update * accumulated, (update + 1) * accumulated)
     fields: Any = (
         {key: column[rows] for key, column in field.items()} if isinstance(field, dict) else field[rows]
         for field in batch.transition

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from rlmods.callbacks.detectors import Confirmation, RobustScore, Severity, Verdict
+from rlmods.callbacks.group_pause import find_groups
 from rlmods.callbacks.ledger import DutyCycle, Ledger
 from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window, require_signals
 
@@ -19,6 +20,14 @@ from rlmods.callbacks.safeguard import Mode, Readings, StepSafeguard, is_window,
 FLOOR = 1e-8
 # In units of the logarithm: with the default threshold a spike is at least 2.5 times the median.
 _SPREAD_FLOOR = 0.15
+_OF_A_POLICY = (
+    "the policy moves in jumps. Lower the learning rate, make fewer updates per batch, or stop the epochs at a target "
+    "KL"
+)
+_OF_A_MODEL = (
+    "the world is not as its model foresees it, and what is learned in dreams now is learned of another world. Where "
+    "that does not pass by itself, lower the learning rate, or replay more for each step"
+)
 
 
 class KLSpikeDetector:
@@ -30,13 +39,15 @@ class KLSpikeDetector:
     Args:
         threshold: standard deviations above the median that count as an outlier.
         minimum: windows before anything is scored.
+        meaning: of a spike, and what to do.
 
     Attributes:
         score: of the last window; None where there was none.
     """
 
-    def __init__(self, *, threshold: float, minimum: int) -> None:
+    def __init__(self, *, threshold: float, minimum: int, meaning: str = _OF_A_POLICY) -> None:
         self.threshold = threshold
+        self.meaning = meaning
         self.baseline = RobustScore(window=max(50, minimum), minimum=minimum, floor=_SPREAD_FLOOR)
         self.confirmation = Confirmation(2, 3)
         self.score: float | None = None
@@ -88,8 +99,7 @@ class KLSpikeDetector:
             "kl_spike",
             Severity.WARN,
             f"the KL signal is {mean:.3g}, {score:.1f} standard deviations above its median of {median:.3g}, and was "
-            f"beyond {self.threshold:g} in 2 of 3 windows: the policy moves in jumps. Lower the learning rate, make "
-            "fewer updates per batch, or stop the epochs at a target KL",
+            f"beyond {self.threshold:g} in 2 of 3 windows: {self.meaning}",
             {"signal": mean, "score": score, "median": median, "threshold": self.threshold},
         )
 
@@ -127,7 +137,8 @@ class KLSpikePause(StepSafeguard):
 
     Args:
         groups: `group["name"]` of the parameter groups that are paused, for example `["actor", "critic"]`.
-        signal: name of a signal of `training_step`, `[K]` or `[]`, not negative.
+        signal: name of a signal of `training_step`, of any shape, not negative; its mean counts. `kl_dynamics` with
+            the groups actor and critic lets a world model catch up with what it did not foresee.
         pause_updates: K, updates of its own optimiser that each group leaves out; more while the signal stays above
             half the threshold.
         threshold: standard deviations above the median of the logarithm, corrected for autocorrelation.
@@ -185,7 +196,8 @@ class KLSpikePause(StepSafeguard):
         self.max_pauses = max_pauses
         self.monitor = monitor
         self.every_n_iterations = every_n_iterations
-        self.detector = KLSpikeDetector(threshold=threshold, minimum=warmup_windows)
+        meaning = _OF_A_MODEL if signal == "kl_dynamics" else _OF_A_POLICY
+        self.detector = KLSpikeDetector(threshold=threshold, minimum=warmup_windows, meaning=meaning)
         self.ledger = Ledger()
         self.pauses = 0
         self.is_armed = True
@@ -207,21 +219,12 @@ class KLSpikePause(StepSafeguard):
         Raises:
             ValueError: where one is missing.
         """
-        found = [group.get("name") for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        missing = [name for name in self.groups if name not in found]
-        if missing:
-            raise ValueError(
-                f"KLSpikePause needs the parameter groups {missing}, but the optimisers have "
-                f"{sorted(name for name in found if name) or 'none with a name'}: name them in configure_optimizers, "
-                "[{'params': ..., 'name': 'actor'}], or pass groups=[...] that exist"
-            )
+        found = find_groups(trainer, type(self).__name__, self.groups)
         self._paused.clear()
         for number, optimizer in enumerate(trainer.optimizers):
-            groups = [group for group in optimizer.param_groups if group.get("name") in self.groups]
-            if groups:
+            if optimizer in found:
                 fresh = DutyCycle(hold=self.pause_updates, max_duty=self.max_duty)
-                parameters = [parameter for group in groups for parameter in group["params"]]
-                self._paused[optimizer] = self._clocks.setdefault(number, fresh), parameters
+                self._paused[optimizer] = self._clocks.setdefault(number, fresh), found[optimizer]
         super().on_train_start(trainer, pl_module)
 
     def before_step(self, optimizer: Optimizer) -> None:

@@ -23,6 +23,7 @@ class LivenessWindow(NamedTuple):
     uses: float  # transitions drawn in this window
     uses_per_transition: float  # as configured
     progress: float  # 0 to 1 of the budget; NaN where nobody knows it
+    module_group: Mapping[str, str] = {}  # by module: its parameter group, where an optimiser has several
     error_ratio: float = 1.0  # the squared error that is learned from, as a share of the largest so far
 
 
@@ -79,21 +80,37 @@ class LivenessDetector:
     def _gradients(self, window: LivenessWindow) -> list[Verdict]:
         verdicts = []
         for optimizer, modules in window.grad_norm.items():
-            largest = max(modules.values(), default=0.0)
+            largest = self._largest(modules, window.module_group)
             dead = [
                 module
                 for module, norm in modules.items()
-                if self._confirmed(f"grad/{optimizer}/{module}", norm <= 1e-6 * largest and largest > 0.0, 3)
+                if self._confirmed(
+                    f"grad/{optimizer}/{module}", norm <= 1e-6 * largest[module] and largest[module] > 0.0, 3
+                )
             ]
             if dead:
                 message = (
                     f"{', '.join(dead)} of the optimiser {optimizer} got no gradient in 3 windows (at most 1e-6 of the "
-                    f"largest, {largest:.3g}), so its weights are not trained: a detach or no_grad cuts it off, "
-                    "nothing uses its output, or all its units are dead"
+                    f"largest beside it, {largest[dead[0]]:.3g}), so its weights are not trained: a "
+                    "detach or no_grad cuts it off, nothing uses its output, or all its units are dead"
                 )
-                evidence = {"modules": dead, "grad_norm": dict(modules), "threshold": 1e-6 * largest, "windows": 3}
+                threshold = {module: 1e-6 * largest[module] for module in dead}
+                evidence = {"modules": dead, "grad_norm": dict(modules), "threshold": threshold, "windows": 3}
                 verdicts.append(Verdict("no_gradient", Severity.WARN, message, evidence))
         return verdicts
+
+    @staticmethod
+    def _largest(modules: Mapping[str, float], module_group: Mapping[str, str]) -> dict[str, float]:
+        """By module, the largest norm of its parameter group; of the optimiser, where the whole group has none.
+
+        Losses of different parts have different sizes: an actor that knows nothing yet is no dead part of a model.
+        """
+        of_group: dict[str | None, float] = {}
+        for module, norm in modules.items():
+            group = module_group.get(module)
+            of_group[group] = max(of_group.get(group, 0.0), norm)
+        everywhere = max(of_group.values(), default=0.0)
+        return {module: of_group[module_group.get(module)] or everywhere for module in modules}
 
     def _steps(self, window: LivenessWindow) -> list[Verdict]:
         grad_norm = math.hypot(*(norm for modules in window.grad_norm.values() for norm in modules.values()))
@@ -103,11 +120,13 @@ class LivenessDetector:
         verdicts = []
         for group, ratio in window.update_ratio.items():
             rate = window.learning_rate[group]
-            peak = max(self.peak_learning_rate.get(group, 0.0), rate)
+            last_peak = self.peak_learning_rate.get(group, rate)
+            peak = max(last_peak, rate)
             self.peak_learning_rate[group] = peak
-            # The end of a schedule is no defect, and has a cause of its own; a rate of 0 beside others fixes a group.
+            # The end of a schedule is no defect, and has a cause of its own; nor is a warm-up, whose rate still rises.
+            # A rate of 0 beside others fixes a group.
             is_fixed = peak == 0.0 and any(window.learning_rate.values())
-            is_scheduled = rate < 0.01 * peak or is_fixed
+            is_scheduled = rate < 0.01 * peak or rate > last_peak or is_fixed
             evidence = {"group": group, "update_ratio": ratio, "learning_rate_used": rate, "learning_rate_peak": peak}
             if self._confirmed(f"inert/{group}", ratio < self.inert_below and has_gradient and not is_scheduled, 2):
                 message = (

@@ -1,7 +1,7 @@
 """Whether gradients, updates, targets and experience are alive."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class LivenessGuard(StepSafeguard):
         violent_above: the same, above which what was learned is thrown away.
         target_patience: updates after which a target network must have moved; None is three times the module's
             hyper-parameter `target_update_interval`, else 10,000.
+        may_rest: names of modules and losses that may stand still by design: those without a gradient below free nats.
         every_n_iterations: length of a window.
         name: of the instance, in curves and events.
         mode: `observe` and `act` only raise alarms.
@@ -55,12 +56,16 @@ class LivenessGuard(StepSafeguard):
         inert_below: float = 1e-5,
         violent_above: float = 0.1,
         target_patience: int | None = None,
+        may_rest: Sequence[str] = (),
         every_n_iterations: int = 8,
         name: str = "liveness",
         mode: Mode = "act",
     ) -> None:
         super().__init__(name=name, mode=mode)
         self.every_n_iterations = every_n_iterations
+        if isinstance(may_rest, str):
+            raise ValueError(f"LivenessGuard got may_rest = {may_rest!r}, expected a list of names")
+        self.may_rest = list(may_rest)
         self.declares_patience = target_patience is not None
         self.detector = LivenessDetector(
             inert_below=inert_below,
@@ -174,6 +179,8 @@ class LivenessGuard(StepSafeguard):
 
     def _measure_losses(self, outputs: Any) -> None:
         for name, loss in outputs.items() if isinstance(outputs, Mapping) else ():
+            if name in self.may_rest:
+                continue
             if isinstance(loss, Tensor) and (name.partition("/")[0] == "loss" or name.endswith("_loss")):
                 low, high = loss.detach().aminmax()
                 at_low, at_high = (loss == low).float().mean(), (loss == high).float().mean()
@@ -199,22 +206,25 @@ class LivenessGuard(StepSafeguard):
         lowest = {name: min(values) for name, values in columns.items()}
         owners = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         ratios, rates, sizes, norms = {}, {}, {}, {}
+        groups: dict[str, str] = {}
         for number, optimizer in enumerate(trainer.optimizers):
             for position, group in enumerate(optimizer.param_groups):
+                name = _group_name(group, number, position)
+                groups |= {_module_of(owners, parameter): name for parameter in group["params"]}
                 ratio = highest.get(f"ratio/{id(optimizer)}/{position}")
                 # A few numbers, as the logarithms of a temperature or of σ, pass through 0: their size is no scale of a
                 # step.
                 are_few = sum(parameter.numel() for parameter in group["params"]) < _FEW
                 if ratio is not None and not are_few:
-                    name = _group_name(group, number, position)
                     ratios[name], rates[name] = ratio, float(group["lr"])
                     sizes[name] = highest[f"norm/{id(optimizer)}/{position}"]
             modules: dict[str, float] = {}
             for parameter in all_parameters(optimizer):
                 norm = highest.get(f"grad/{id(parameter)}")
                 if norm is not None and parameter.requires_grad:
-                    module = owners.get(id(parameter), "a module of others").rpartition(".")[0]
-                    modules[module] = math.hypot(modules.get(module, 0.0), norm)
+                    module = _module_of(owners, parameter)
+                    if not any(f"{module}.".startswith(f"{resting}.") for resting in self.may_rest):
+                        modules[module] = math.hypot(modules.get(module, 0.0), norm)
             if modules:
                 norms[_group_name(optimizer.param_groups[0], number, 0)] = modules
         source = trainer.datamodule  # type: ignore[attr-defined]
@@ -232,6 +242,7 @@ class LivenessGuard(StepSafeguard):
             uses=highest["uses"],
             uses_per_transition=source.uses_per_transition if isinstance(source, ReplaySource) else math.nan,
             progress=_progress(trainer),
+            module_group=groups,
             error_ratio=lowest["error_ratio"],
         )
 
@@ -263,6 +274,10 @@ class LivenessGuard(StepSafeguard):
 
 def _group_name(group: Mapping[str, Any], number: int, position: int) -> str:
     return str(group.get("name", f"{number}.{position}"))
+
+
+def _module_of(owners: Mapping[int, str], parameter: Tensor) -> str:
+    return owners.get(id(parameter), "a module of others").rpartition(".")[0]
 
 
 def _distance(weights: list[Any], others: list[Any]) -> Tensor:

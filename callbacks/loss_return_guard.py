@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from rlmods.callbacks.detectors import Verdict
+from rlmods.callbacks.detectors import Verdict, verdict_fields, verdict_of
 from rlmods.callbacks.divergence_detector import LossReturnDetector, ReturnChangeDetector
-from rlmods.callbacks.last_evaluation import LastEvaluation
-from rlmods.callbacks.safeguard import Mode, Safeguard, clock, is_window
+from rlmods.callbacks.evaluation_safeguard import EvaluationSafeguard
+from rlmods.callbacks.evaluations import Evaluation
+from rlmods.callbacks.safeguard import Mode, clock, is_window
 from rlmods.types import TrainingEnvironments
 
 _LOSSES = ("loss", "critic_loss", "value_loss")
 
 
-class LossReturnGuard(Safeguard):
+class LossReturnGuard(EvaluationSafeguard):
     """Says where a falling loss is no good news, and when the returns of the training jumped.
 
     - `loss_falls_with_return`, a warning: three evaluations in a row lie below the best level that was held, by more
@@ -51,7 +51,7 @@ class LossReturnGuard(Safeguard):
         name: str = "loss_return",
         mode: Mode = "act",
     ) -> None:
-        super().__init__(name=name, mode=mode)
+        super().__init__(monitor="eval/mean_reward", name=name, mode=mode)
         if episodes < 1:
             raise ValueError(f"LossReturnGuard got episodes = {episodes}, expected 1 or more in a block")
         self.episodes = episodes
@@ -62,7 +62,6 @@ class LossReturnGuard(Safeguard):
         self._seen: list[float] = []  # returns at the last look
         self._block: list[float] = []  # of a block that is being filled
         self._verdicts: dict[str, list[Verdict]] = {"losses": [], "returns": []}
-        self._evaluation = LastEvaluation()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,30 +95,12 @@ class LossReturnGuard(Safeguard):
         self.report(trainer, [verdict for found in self._verdicts.values() for verdict in found])
         self.draw(trainer, {"evaluations_in_a_row": float(self.losses.in_a_row)})
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A new evaluation."""
-        self._evaluation.begin()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the returns of the episodes."""
-        self._evaluation.take(outputs)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_evaluation(self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation) -> None:
         """Hold the evaluation against the loss since the last one."""
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
-            return
         total, number = trainer.strategy.all_gather(self._loss.to(pl_module.device)).reshape(-1, 2).sum(0).tolist()
         self._loss = torch.zeros_like(self._loss)
         loss = total / number if number else math.nan
-        self._say(trainer, "losses", self.losses.update(self._evaluation.read(trainer, self), loss))
+        self._say(trainer, "losses", self.losses.update(evaluation, loss))
 
     def rearm(self) -> None:
         """Start the windows anew."""
@@ -137,6 +118,7 @@ class LossReturnGuard(Safeguard):
             "loss": self._loss.tolist(),
             "seen": list(self._seen),
             "block": list(self._block),
+            "verdicts": [verdict_fields(verdict) for verdict in self._verdicts["losses"]],  # those of returns are known
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -146,7 +128,8 @@ class LossReturnGuard(Safeguard):
         self.returns.load_state_dict(state_dict["returns"])
         self._loss = torch.tensor(state_dict["loss"], dtype=torch.float64)
         self._seen, self._block = list(state_dict["seen"]), list(state_dict["block"])
-        self._verdicts["returns"] = self.returns.verdicts()
+        losses = [verdict_of(fields) for fields in state_dict["verdicts"]]
+        self._verdicts = {"losses": losses, "returns": self.returns.verdicts()}
 
 
 def new_ones(before: list[float], now: list[float]) -> list[float]:

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,16 @@ from rlmods.callbacks.clip_delta import ClipDelta
 from rlmods.callbacks.curves import experience_source
 from rlmods.callbacks.probe_states import ProbeStates
 from rlmods.callbacks.reward_windows import RewardWindows, Row
-from rlmods.types import ActionValues, MeasuresReplay, MixtureSource, MixtureTotals, ReplayBatch, ReplaySource
+from rlmods.types import (
+    ActionValues,
+    ExpertShareControl,
+    ExplorationControl,
+    MeasuresReplay,
+    MixtureSource,
+    MixtureTotals,
+    ReplayBatch,
+    ReplaySource,
+)
 
 # Signals that are shown as their mean since the last row.
 _SIGNALS = ("exploration_rate", "loss", "learning_rate", "target_age_soft", "target_age_hard", "expert_agreement",
@@ -24,6 +33,7 @@ _SIGNALS = ("exploration_rate", "loss", "learning_rate", "target_age_soft", "tar
 class MetricsTable(Callback):
     """Prints a row every minute on the standard output, with the names of the columns every 30 rows.
 
+    What an override holds is followed by OVR. Of the parts of a reward that the environment reports each has a column.
     Rewards are those of a frame, so that neither the length of episodes nor who acts more often moves them: `all` of
     every frame, `net` of those on which the network acted, each over the last 100,000, 1 and 5 million frames, with the
     slope in the largest window (weighted least squares, a million frames). The reward that a network collects in an
@@ -63,10 +73,12 @@ class MetricsTable(Callback):
         self.probe = ProbeStates(num_probe_states)
         self._clip_delta = ClipDelta()
         self._clipped: list[Tensor] = []  # since the last point
+        self._drawn = self._updates = 0  # transitions and updates since the last row
         self._interval: dict[str, list[Tensor]] = {}  # by signal, since the last row
         self._totals = MixtureTotals(0, 0, 0.0, 0.0)  # at the last point
         self._row_began = _Moment(0, 0.0, MixtureTotals(0, 0, 0.0, 0.0))
         self._rows = 0
+        self._titles = ""  # as they were printed last
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be shown."""
@@ -78,16 +90,18 @@ class MetricsTable(Callback):
                 "as DQN: leave the callback out"
             )
         source = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(source, ReplaySource) and source.learning_starts < self.probe.num_states:
+        if isinstance(source, MeasuresReplay) and source.first_replay_size < self.probe.num_states:
             raise ValueError(
                 f"MetricsTable got num_probe_states = {self.probe.num_states}, but the replay holds "
-                f"{source.learning_starts} transitions when learning begins: type a smaller num_probe_states, or "
-                f"--data.init_args.learning_starts {self.probe.num_states}"
+                f"{source.first_replay_size} transitions when learning begins: type a smaller num_probe_states, or "
+                "give --data.init_args.learning_starts and --data.init_args.buffer_size a larger number"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure."""
         self._clip_delta.begin(trainer)
+        self.probe.to(pl_module.device)
+        self._clipped = [taken.to(pl_module.device) for taken in self._clipped]  # of before a resume
         self._row_began = self._now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,6 +118,7 @@ class MetricsTable(Callback):
         """Take in an iteration; log and print where it is time."""
         if isinstance(batch, ReplayBatch):
             self.probe.collect(batch)
+            self._drawn += batch.index.numel()
         if isinstance(outputs, Mapping):
             self._clipped.append(self._clip_delta.take(outputs))
             self._take(outputs)
@@ -117,6 +132,8 @@ class MetricsTable(Callback):
             self._print(trainer, curves)
 
     def _take(self, outputs: Mapping[str, Tensor]) -> None:
+        norms = [signal.numel() for name, signal in outputs.items() if name.startswith("grad_norm")]
+        self._updates += max(norms, default=0)  # one of each update
         for name, signal in outputs.items():
             family = name.partition("/")[0]
             if family in _SIGNALS or family == "grad_norm":
@@ -157,9 +174,11 @@ class MetricsTable(Callback):
 
     def _print(self, trainer: Trainer, curves: Mapping[str, float]) -> None:
         source, began, now = trainer.datamodule, self._row_began, self._now(trainer)  # type: ignore[attr-defined]
-        shown = {name: float(torch.stack(values).mean()) for name, values in self._interval.items()}
-        shown |= curves | source.rollout_statistics()
-        shown |= {"frames": now.env_steps, "fps": (now.env_steps - began.env_steps) / (now.seconds - began.seconds)}
+        seconds, statistics = now.seconds - began.seconds, source.rollout_statistics()
+        shown: dict[str, float] = {name: float(torch.stack(values).mean()) for name, values in self._interval.items()}
+        shown |= curves | statistics
+        shown |= {"frames": now.env_steps, "fps": (now.env_steps - began.env_steps) / seconds}
+        shown |= {"updates_per_s": self._updates / seconds, "samples_per_s": self._drawn / seconds}
         frames = [now.totals[actor] - began.totals[actor] for actor in (0, 1)]
         if sum(frames):
             shown["expert_share"] = frames[1] / sum(frames)
@@ -169,21 +188,26 @@ class MetricsTable(Callback):
             shown["replay_ratio"] = source.replay_ratio
         if (evaluation := trainer.callback_metrics.get("eval/mean_reward")) is not None:
             shown["evaluation"] = float(evaluation)
-        columns = self._columns()
-        lines = [title_line(columns)] if self._rows % 30 == 0 else []
-        sys.stdout.write("\n".join([*lines, value_line(columns, shown)]) + "\n")
+        columns = self._columns(statistics)
+        titles = title_line(columns)
+        lines = [titles] if self._rows % 30 == 0 or titles != self._titles else []
+        row = value_line(columns, shown, _overridden(source, trainer.lightning_module))
+        sys.stdout.write("\n".join([*lines, row]) + "\n")
         sys.stdout.flush()
-        self._rows += 1
+        self._rows, self._titles = self._rows + 1, titles
         self._row_began = now
+        self._drawn = self._updates = 0
         self._interval.clear()
 
-    def _columns(self) -> "list[Column]":
+    def _columns(self, statistics: Mapping[str, float]) -> "list[Column]":
         rewards = []
         for name, group in (("", "all"), ("network_", "net")):
             sizes = [short(size) for size in self.rewards[name].sizes]
             rewards += [Column(f"{group} {size}", f"rollout/{name}reward_per_frame_{size}", ".4f") for size in sizes]
             rewards.append(Column(f"{group} slope", f"rollout/{name}reward_slope", "+.4f"))
-        return [*_BEGIN, *rewards, *_END]
+        parts = [tag for tag in statistics if tag.endswith("_mean") and not tag.startswith("rollout/ep_")]
+        named = [Column(tag.removeprefix("rollout/").removesuffix("_mean"), tag, ".3g") for tag in parts]
+        return [*_BEGIN, *named, *rewards, *_END]
 
     def state_dict(self) -> dict[str, Any]:
         """Windows, probe states, what is counted so far."""
@@ -191,6 +215,7 @@ class MetricsTable(Callback):
             "rewards": {name: windows.state_dict() for name, windows in self.rewards.items()},
             "probe": self.probe.state_dict(),
             "totals": list(self._totals),
+            "clipped": [float(delta) for taken in self._clipped for delta in taken],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -199,6 +224,7 @@ class MetricsTable(Callback):
             windows.load_state_dict(state_dict["rewards"][name])
         self.probe.load_state_dict(state_dict["probe"])
         self._totals = MixtureTotals(*state_dict["totals"])
+        self._clipped = [torch.tensor(state_dict["clipped"])]
 
 
 class _Moment(NamedTuple):
@@ -227,6 +253,8 @@ _END = [
     Column("eval", "evaluation", ".4g"),
     Column("loss", "loss", ".3g"),
     Column("lr", "learning_rate", ".2g"),
+    Column("updates/s", "updates_per_s", ",.0f"),
+    Column("samples/s", "samples_per_s", ",.0f"),
     Column("grad", "grad_norm", ".3g"),
     Column("clipΔ", "stability/clip_delta_mean", ".3f"),
     Column("clipΔ max", "stability/clip_delta_max", ".3f"),
@@ -248,10 +276,20 @@ def title_line(columns: Sequence[Column]) -> str:
     return " ".join(f"{column.title:>{_WIDTH}}" for column in columns)
 
 
-def value_line(columns: Sequence[Column], shown: Mapping[str, float]) -> str:
-    """A row; what is not known is a dash."""
+def value_line(columns: Sequence[Column], shown: Mapping[str, float], overridden: Collection[str] = ()) -> str:
+    """A row; what is not known is a dash, what is overridden, by key, has a mark."""
     values = (format(shown[column.key], column.form) if column.key in shown else "–" for column in columns)
-    return " ".join(f"{value:>{_WIDTH}}" for value in values)
+    marks = (" OVR" if column.key in overridden else "" for column in columns)
+    return " ".join(f"{value + mark:>{_WIDTH}}" for value, mark in zip(values, marks, strict=True))
+
+
+def _overridden(source: object, module: object) -> list[str]:
+    found = []
+    if isinstance(module, ExplorationControl) and module.exploration_override is not None:
+        found.append("exploration_rate")
+    if isinstance(source, ExpertShareControl) and source.expert_share_override is not None:
+        found.append("expert_share")
+    return found
 
 
 def short(frames: int) -> str:

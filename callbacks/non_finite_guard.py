@@ -62,7 +62,8 @@ class NonFiniteGuard(StepSafeguard):
     A skipped update leaves weights and optimiser bit-identical; the optimiser is still called, so that `global_step`
     advances. A loss that is not finite while its gradients are is named as well.
 
-    The cause is the first of: a field of the batch (of the mini-batch, for a `ReplayBatch`), a parameter or a buffer
+    The cause is the first of: a field of the batch (for a `ReplayBatch` of the update's mini-batches, as many as the
+    module's hyper-parameter `accumulate_grad_batches` says), a parameter or a buffer
     (NaN only: infinite masks are common), what `training_step` returned, a gradient. Of several gradients it is that of
     the last parameter in the order of the module: backward runs the other way, and spoils all that lies before. A clip
     by norm spoils the others as well.
@@ -110,6 +111,7 @@ class NonFiniteGuard(StepSafeguard):
         self._readings = Readings()
         self._capture: Callable[[], dict[str, Any]] = dict
         self._pl_module: LightningModule | None = None
+        self._accumulated = 1  # mini-batches of an update
         self._numbers: dict[int, int] = {}  # of the optimisers, by id
         self._flags: list[list[Any]] = []  # of each optimiser: whether its updates of this iteration are bad
         self._failure: Failure | None = None
@@ -125,6 +127,7 @@ class NonFiniteGuard(StepSafeguard):
         super().on_train_start(trainer, pl_module)
         self._pl_module = pl_module
         self._capture = partial(capture_state, trainer, pl_module)
+        self._accumulated = pl_module.hparams.get("accumulate_grad_batches", 1)
         self._numbers = {id(optimizer): number for number, optimizer in enumerate(trainer.optimizers)}
         self._has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._is_deferred = pl_module.device.type == "cuda" and self._can_defer(trainer.optimizers)
@@ -234,8 +237,9 @@ class NonFiniteGuard(StepSafeguard):
         """Name the cause of the first bad update, report it, leave a bundle, stop. All processes come here alike."""
         finding, batch = None, None
         if is_bad:
-            update = _first_bad_update(iteration, flags)
-            finding, batch = _agree(trainer, self._examine(iteration, update), minibatch_of(iteration.batch, update))
+            update = _first_bad_update(iteration, flags, self._accumulated)
+            minibatch = minibatch_of(iteration.batch, update, self._accumulated)
+            finding, batch = _agree(trainer, self._examine(iteration, update), minibatch)
             self.finding = finding
             if self._has_scaler and finding.cause == GRADIENT:
                 finding = None
@@ -255,11 +259,12 @@ class NonFiniteGuard(StepSafeguard):
 
     def _examine(self, iteration: Iteration, update: int) -> Finding:
         """What is not finite, the first in causal order."""
-        batch = minibatch_of(iteration.batch, update)
+        batch = minibatch_of(iteration.batch, update, self._accumulated)
         fields = named_leaves(batch, "batch")
         found = [bad for field in fields for bad in bad_tensors(cause_of_field(field[0]), [field])]
-        if isinstance(batch, ReplayBatch) and batch.num_updates == 1:
-            found = [bad._replace(element=[update, *bad.element[1:]]) for bad in found]
+        if batch is not iteration.batch:
+            row = update * self._accumulated
+            found = [bad._replace(element=[row + bad.element[0], *bad.element[1:]]) for bad in found]
         if iteration.failure is not None:
             found += iteration.failure.parameters
         elif iteration.start_norm is None or not iteration.start_norm.isfinite():
@@ -305,9 +310,8 @@ class NonFiniteGuard(StepSafeguard):
             finding = self._examine(iteration, update)
             if finding.cause != GRADIENT or self._failure is not None:
                 self.finding = finding
-                self._raise_alarm(
-                    trainer, self.detector.update(flags, finding), iteration, minibatch_of(self._batch, update)
-                )
+                minibatch = minibatch_of(self._batch, update, self._accumulated)
+                self._raise_alarm(trainer, self.detector.update(flags, finding), iteration, minibatch)
         self._leave(trainer)
         super().on_exception(trainer, pl_module, exception)
 
@@ -368,7 +372,7 @@ def _is_finite(batch: Any, outputs: Any) -> Tensor:
     return total.isfinite()
 
 
-def _bad_updates(batch: Any, outputs: Any) -> Tensor:
+def _bad_minibatches(batch: Any, outputs: Any) -> Tensor:
     """Where they are not: `[K]`, or a scalar."""
     loss = _loss(outputs)
     is_bad = torch.tensor(False) if loss is None else loss.isfinite().logical_not()
@@ -377,15 +381,13 @@ def _bad_updates(batch: Any, outputs: Any) -> Tensor:
     return is_bad
 
 
-def _first_bad_update(iteration: Iteration, flags: list[list[bool]]) -> int:
+def _first_bad_update(iteration: Iteration, flags: list[list[bool]], accumulated: int) -> int:
     if iteration.failure is not None:
         return iteration.failure.update
     longest = max(flags, key=len)
-    return (
-        longest.index(True)
-        if True in longest
-        else int(_bad_updates(iteration.batch, iteration.outputs).reshape(-1).int().argmax())
-    )
+    if True in longest:
+        return longest.index(True)
+    return int(_bad_minibatches(iteration.batch, iteration.outputs).reshape(-1).int().argmax()) // accumulated
 
 
 def _agree(trainer: Trainer, finding: Finding, batch: Any) -> tuple[Finding, Any]:

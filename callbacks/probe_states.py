@@ -39,6 +39,10 @@ class ProbeStates:
             rows = [*([self.columns[key]] if key in self.columns else []), column.flatten(0, 1)]
             self.columns[key] = torch.cat(rows)[: self.num_states].clone()
 
+    def to(self, device: torch.device) -> None:
+        """Those of a checkpoint come from the CPU."""
+        self.columns = {key: column.to(device) for key, column in self.columns.items()}
+
     @torch.no_grad()
     def percentiles(self, module: ActionValues) -> dict[str, float]:
         """Of Q over all M states and actions, by name; nothing before all states are there."""

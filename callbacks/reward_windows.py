@@ -16,7 +16,8 @@ class Row(NamedTuple):
 class RewardWindows:
     """Mean rewards of a frame over windows of the last rows, weighted by their frames, and the slope in a window.
 
-    A window reaches back until its rows hold `size` frames. The oldest one counts in part.
+    A window reaches back until its rows hold `size` frames. The oldest one counts in part. Rows are taken together as
+    long as they hold no more than a hundredth of the smallest window, so that many small ones cost no more than few.
 
     Args:
         sizes: of the windows, in frames, ascending.
@@ -36,8 +37,11 @@ class RewardWindows:
         """Add the latest frames; rows that no window reaches any more are forgotten."""
         if row.frames <= 0.0:
             return
-        self.rows.append(row)
         self._frames += row.frames
+        if self.rows and self.rows[-1].frames + row.frames <= self.sizes[0] / 100.0:
+            last = self.rows.pop()
+            row = Row(row.end, last.frames + row.frames, last.reward + row.reward)
+        self.rows.append(row)
         while self._frames - self.rows[0].frames >= self.sizes[-1]:
             self._frames -= self.rows.pop(0).frames
 

@@ -18,18 +18,22 @@ def probe_targets(pl_module: LightningModule, batch: Any) -> dict[str, Tensor]:
         Empty where the module has no such method or the batch is no `ReplayBatch`. Else `requires_grad`: whether they
         carry a graph; in the unit of the targets,
         `discount_ignored`: how far y with half of D misses half of D·V; and, where target networks that return values
-        of actions `[B, A]`, of twins `[2, B]` or of one action `[B]` were asked, `bootstrap_outside`: how far y − R
-        lies outside D times what they said of the next state. Whatever action a policy takes there, its value is not
-        outside; soft values may be, for the entropy comes in.
+        of actions `[B, A]`, of twins `[2, B]` or of one action `[B]`, or distributions `[B, A, Z]` that `head.values`
+        of the module reads, were asked, `bootstrap_outside`: how far y − R lies outside D times what they said of the
+        next state. Whatever action a policy takes there, its value is not outside; soft values may be, for the entropy
+        comes in.
     """
     td_target = getattr(pl_module, "td_target", None)
     if not callable(td_target) or not isinstance(batch, ReplayBatch):
         return {}
     transition = batch.minibatches()[0].transition
     said: list[Tensor] = []
+    read = getattr(getattr(pl_module, "head", None), "values", None)
 
     def listen(*call: Any) -> None:
         output = call[-1]
+        if isinstance(output, Tensor) and output.dim() == transition.reward.dim() + 2 and callable(read):
+            output = read(output)
         columns = _values_by_transition(output, transition.reward) if isinstance(output, Tensor) else None
         if columns is not None:
             said.append(columns)

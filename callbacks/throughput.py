@@ -23,6 +23,7 @@ class Totals(NamedTuple):
     collection: float = 0.0  # within training, as the data module has measured it
     policy: float = 0.0  # within collection: choosing actions
     environments: float = 0.0  # within collection: waiting for their steps
+    sampling: float = 0.0  # within training, drawing from the replay, where the data module has measured it
 
     def since(self, earlier: "Totals") -> "Totals":
         """What came after an earlier time of the same run."""
@@ -45,13 +46,15 @@ class Totals(NamedTuple):
         return {name: frames / seconds for name, (frames, seconds) in known.items()}
 
     def shares(self) -> dict[str, float]:
-        """Parts of the training's time, in [0, 1]: `learn`, and where they are known `collect` and its two parts.
+        """Parts of the training's time, in [0, 1]: `learn`, where they are known `collect` and its two parts, `sample`.
 
         What is left is Lightning, callbacks, curves and checkpoints.
         """
         parts = {"learn": self.learning}
         if self.collection > 0.0:
             parts |= {"collect": self.collection, "policy": self.policy, "environments": self.environments}
+        if self.sampling > 0.0:
+            parts["sample"] = self.sampling
         return {name: seconds / self.training for name, seconds in parts.items()} if self.training > 0.0 else {}
 
 
@@ -87,6 +90,7 @@ class TrainingClock:
                 collection=totals.collection + seconds.total,
                 policy=totals.policy + seconds.policy,
                 environments=totals.environments + seconds.environments,
+                sampling=totals.sampling + seconds.sampling,
             )
 
     def train_batch_end(self) -> None:
@@ -134,4 +138,4 @@ def describe_shares(totals: Totals) -> str:
     percent = {name: f"{name} {100 * share:.0f} %" for name, share in totals.shares().items()}
     if "collect" in percent:
         percent["collect"] += f" ({percent.pop('policy')}, {percent.pop('environments')})"
-    return ", ".join(percent[name] for name in ("collect", "learn") if name in percent)
+    return ", ".join(percent[name] for name in ("collect", "sample", "learn") if name in percent)

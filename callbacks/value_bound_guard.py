@@ -16,7 +16,7 @@ from rlmods.callbacks.target_probe import probe_targets
 from rlmods.callbacks.transitions import num_action_dimensions, transition_of
 from rlmods.callbacks.value_detector import Gap, ValueDetector, ValueWindow
 from rlmods.functional.value_bounds import ValueInterval, explained_variance
-from rlmods.types import ExperienceSource, Observation, ReplayBatch, Rollout, Transition
+from rlmods.types import ExperienceSource, Observation, ReplayBatch, Rollout, StoresTerminations, Transition
 
 # Windows between two probes of the module's td_target, which cost two more of them.
 _PROBE_EVERY = 64
@@ -44,8 +44,10 @@ class ValueBoundGuard(Safeguard):
     that is fed back is target − value; targets carry no graph; half the discount adds half the bootstrap value (a probe
     of `td_target(transition)`, where the module has that method); episodes that end are stored as ended. Bounds: no
     policy has a value outside the interval that the rewards and discounts allow; soft values (signal `ent_coef`, or
-    `rlmods.types.SoftValues`) have an upper end alone, which the largest entropy so far raises. And, of each evaluation
-    that logs them, `eval/q_gap` with `eval/q_gap_sem`: Q at the start states minus the discounted return.
+    `rlmods.types.SoftValues`) have an upper end alone, which the largest entropy so far raises. A tenth of a window's
+    values beyond it is a warning in the third window in a row, or in the first where they pass it by its own size; less
+    is for information (`values_pass_bound`). And, of each evaluation that logs them, `eval/q_gap` with
+    `eval/q_gap_sem`: Q at the start states minus the discounted return.
 
     It changes nothing; `TargetClamp` clamps, `Rollback` goes back.
 
@@ -83,7 +85,7 @@ class ValueBoundGuard(Safeguard):
         self._seen = SeenValues()
         self._rewards: ValueInterval | None = None  # the rewards themselves
         self._unseen: list[tuple[Tensor, Tensor]] = []  # rewards and discounts since the last window
-        self._start: list[Tensor] = []  # lowest, mean and highest target of the first update
+        self._start: list[Tensor] = []  # of the first update: lowest value or target, mean target, highest of both
         self._interval = [-math.inf, math.inf]  # of the last window
         self._windows = 0  # that were measured
         self._updates = 0
@@ -125,9 +127,7 @@ class ValueBoundGuard(Safeguard):
             self._checked = True
         self._expects_signals |= not has_outputs and not (isinstance(batch, ReplayBatch) and batch.num_updates == 0)
         if has_outputs and not self._start:
-            first = outputs["td_target"].detach().float()
-            first = first[0] if first.dim() > 1 else first
-            self._start = [first.amin(), first.mean(), first.amax()]
+            self._start = _of_first_update(outputs["q_value"], outputs["td_target"])
         if has_outputs:
             self._updates += outputs["q_value"].shape[0] if outputs["q_value"].dim() > 1 else 1
         if not is_window(self.every_n_iterations, batch_idx):
@@ -140,6 +140,10 @@ class ValueBoundGuard(Safeguard):
         length = _episode_length(trainer)
         if length is not None:
             measured["episode_length"] = torch.tensor(length, device=pl_module.device)
+        source = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(source, StoresTerminations):
+            lost = max(0, source.terminations - source.terminated_stored)
+            measured["terminations_lost"] = torch.tensor(float(lost), device=pl_module.device)
         nothing = torch.full((), math.nan, device=pl_module.device)
         statistics = torch.stack([measured.get(field, nothing).to(nothing) for field in ValueWindow._fields])
         arrived = self._readings.exchange(trainer, statistics)
@@ -275,6 +279,13 @@ def with_action_values(outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return outputs
     others = {name: signal for name, signal in outputs.items() if name not in ("ent_coef", "entropy")}
     return others | {"q_value": outputs["value"], "td_target": outputs["value_target"]}
+
+
+def _of_first_update(q_value: Tensor, td_target: Tensor) -> list[Tensor]:
+    """The lowest value or target, the mean target and the highest of both: a clamp moves targets, and not values."""
+    value, target = (each.detach().float() for each in (q_value, td_target))
+    value, target = (each[0] if each.dim() > 1 else each for each in (value, target))
+    return [torch.minimum(value.amin(), target.amin()), target.mean(), torch.maximum(value.amax(), target.amax())]
 
 
 def _counted(rollout: Rollout) -> Transition:

@@ -3,12 +3,14 @@
 import math
 from typing import Any, NamedTuple
 
-from rlmods.callbacks.detectors import Confirmation, Severity, Verdict
+from rlmods.callbacks.detectors import Confirmation, Severity, Verdict, verdict_fields, verdict_of
 
 # Float32 targets are sums of a few products: their rounding stays far below this share of their size.
 ROUNDING = 1e-3
-# Share of a window's values that must lie outside.
+# Share of a window's values that must lie outside for a warning: in runs that end well single ones pass by 40 %.
 OUTSIDE = 0.1
+# By how much of the interval's size they must pass it to be told in the first window, and not in the third.
+FAR = 1.0
 
 # Updates that a critic is given before it must explain anything.
 LEARNING = 2_000
@@ -29,8 +31,8 @@ class ValueWindow(NamedTuple):
     target_mean: float
     target_high: float
     target_outside: float
-    start_low: float  # of the targets of the first update, made by the initial network
-    start_mean: float
+    start_low: float  # of the values and the targets of the first update, by the initial network
+    start_mean: float  # of the targets alone
     start_high: float
     explained_variance: float
     error: float  # standard deviation of target − value
@@ -45,6 +47,7 @@ class ValueWindow(NamedTuple):
     transitions: float  # measured in this window
     requires_grad: float  # 1 where a target carried a graph
     episode_length: float  # mean of the training episodes; NaN before the first has ended
+    terminations_lost: float  # episodes that terminated, less the terminated transitions that were stored of them
     discount_ignored: float  # by how much targets made with half the discount miss half of the bootstrap
     bootstrap_outside: float  # by how much the bootstrap lies outside the discounted values of the target networks
     entropy: float  # of soft values: the policy's, in nats, in the cube
@@ -85,6 +88,7 @@ class ValueDetector:
         self.carries_graph = False
         self.outside = {name: Confirmation(3, 3) for name in ("q_value", "td_target")}
         self.beyond = Confirmation(3, 3)
+        self.passed: list[Any] = []  # of the values that went farthest beyond, too few for a warning
         self.unexplained = Confirmation(4, 4)
         self.unchanged = Confirmation(3, 3)
         self.overestimated = Confirmation(3, 3)
@@ -234,9 +238,13 @@ class ValueDetector:
             ("td_target", window.target_low, window.target_high, window.target_outside),
         ):
             over = _over(lowest, highest, window) / size
-            # A share, because in runs that end well a few values pass the bound by a third of the interval.
-            is_outside = outside > OUTSIDE and over > max(self.slack, 2.0 * start_over)
-            if self.outside[name].update(is_outside):
+            passes = outside > 0.0 and over > max(self.slack, 2.0 * start_over)
+            if passes and (not self.passed or over > self.passed[-1]):
+                self.passed = [name, lowest, highest, outside, over]
+            confirmation = self.outside[name]
+            confirmation.update(passes and outside > OUTSIDE)
+            confirmation.is_on |= confirmation.recent[-1] and over > FAR
+            if confirmation.is_on:
                 verdicts.append(self._outside(name, lowest, highest, over, Severity.WARN, window))
         # The mean, because single values pass the bound in runs that end well.
         excess = _over(window.target_mean, window.target_mean, window) / size
@@ -250,7 +258,26 @@ class ValueDetector:
                     "target_mean", window.target_mean, window.target_mean, self.excess[-1], Severity.ACT, window
                 )
             ]
-        return verdicts
+        return [*verdicts, *([self._passed(window)] if self.passed and not verdicts else [])]
+
+    def _passed(self, window: ValueWindow) -> Verdict:
+        """Too few for a warning. Once seen it stays on record: a maximum comes and goes."""
+        name, lowest, highest, share, over = self.passed
+        message = (
+            f"{name} has reached from {lowest:.4g} to {highest:.4g}: {share:.2%} of a window's values lay outside "
+            f"[{window.low:.4g}, {window.high:.4g}], beyond which no policy has a value. Single values pass it in runs "
+            f"that end well too; from {OUTSIDE:.0%} on it is a warning"
+        )
+        evidence = {
+            "lowest": lowest,
+            "highest": highest,
+            "interval": [window.low, window.high],
+            "over": over,
+            "slack": self.slack,
+            "share": share,
+            "threshold": OUTSIDE,
+        }
+        return Verdict("values_pass_bound", Severity.INFO, message, evidence)
 
     def _outside(
         self, name: str, lowest: float, highest: float, over: float, severity: Severity, window: ValueWindow
@@ -269,7 +296,7 @@ class ValueDetector:
             "slack": self.slack,
             "share": window.q_outside if name == "q_value" else window.target_outside,
             "threshold": OUTSIDE,
-            "windows": 3,
+            "windows": 1 if over > FAR else 3,
         }
         return Verdict(cause, severity, message, evidence)
 
@@ -288,6 +315,14 @@ class ValueDetector:
     # The ends of episodes
 
     def _episode_ends(self, window: ValueWindow) -> list[Verdict]:
+        if window.terminations_lost > 0.0:
+            message = (
+                f"{window.terminations_lost:.0f} more episodes have terminated than terminated transitions were "
+                "stored, expected at least one of each episode: targets bootstrap beyond terminal states; store the "
+                "flag, and discount = γ^horizon · (1 − terminated)"
+            )
+            evidence = {"terminations_lost": window.terminations_lost}
+            return [Verdict("episode_ends_not_stored", Severity.ACT, message, evidence)]
         episode_length = window.episode_length
         if math.isnan(episode_length + window.transitions + window.terminated):
             return []
@@ -387,10 +422,7 @@ class ValueDetector:
         """Everything that it remembers."""
         confirmations = {name: confirmation.state_dict() for name, confirmation in self._confirmations().items()}
         numbers = {name: getattr(self, name) for name in _REMEMBERED}
-        gaps = [
-            [verdict.cause, int(verdict.severity), verdict.message, dict(verdict.evidence)]
-            for verdict in self.gap_verdicts
-        ]
+        gaps = [verdict_fields(verdict) for verdict in self.gap_verdicts]
         return {"confirmations": confirmations, "numbers": numbers, "gaps": gaps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -399,10 +431,7 @@ class ValueDetector:
             confirmation.load_state_dict(state_dict["confirmations"][name])
         for name in _REMEMBERED:
             setattr(self, name, state_dict["numbers"][name])
-        self.gap_verdicts = [
-            Verdict(cause, Severity(severity), message, evidence)
-            for cause, severity, message, evidence in state_dict["gaps"]
-        ]
+        self.gap_verdicts = [verdict_of(fields) for fields in state_dict["gaps"]]
 
     def _confirmations(self) -> dict[str, Confirmation]:
         named = ("beyond", "unexplained", "unchanged", "overestimated", "too_random")
@@ -416,6 +445,7 @@ def _over(lowest: float, highest: float, window: ValueWindow) -> float:
 
 _REMEMBERED = (
     "excess",
+    "passed",
     "diverges",
     "first_gap",
     "discount_ignored",

@@ -57,6 +57,9 @@ def main() -> None:
         print(f"error: got the command {arguments[0]!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     else:
+        from rlmods.memory_allocator import keep_freed_memory
+
+        keep_freed_memory()
         try:
             from rlmods.cli import run
 

@@ -97,6 +97,31 @@ SIGNALS: dict[str, Signal] = {
     "importance_ratio": Signal("[K, B]", "1, before any clip", 0.0, math.inf, {"stability/importance_ratio": _MEAN}),
     "behaviour_std": Signal("[]", "action", 0.0, math.inf, {}),
     "target_std": Signal("[]", "action", 0.0, math.inf, {}),
+    "seconds": Signal("[K]", "s of wall time, by phase of an update", 0.0, math.inf, {"time/seconds": _MEAN}),
+    # Of a world model and of what is dreamt with it; N = T·B dreams of H steps.
+    "kl_dynamics": Signal(
+        "[K, T, B]", "nat, KL(posterior ‖ prior) before the free nats", 0.0, math.inf, {"train/kl_dynamics": _MEAN}
+    ),
+    "dynamics_loss": Signal("[K]", "nat", 0.0, math.inf, {"train/dynamics_loss": _MEAN}),
+    "representation_loss": Signal("[K]", "nat", 0.0, math.inf, {"train/representation_loss": _MEAN}),
+    "vectors_loss": Signal("[K]", "symlog², summed over entries", 0.0, math.inf, {"train/vectors_loss": _MEAN}),
+    "images_loss": Signal("[K]", "1, summed over pixels in [0, 1]", 0.0, math.inf, {"train/images_loss": _MEAN}),
+    "reward_loss": Signal("[K]", "nat", 0.0, math.inf, {"train/reward_loss": _MEAN}),
+    "continuation_loss": Signal("[K]", "nat", 0.0, math.inf, {"train/continuation_loss": _MEAN}),
+    "replay_critic_loss": Signal("[K]", "nat", 0.0, math.inf, {"train/replay_critic_loss": _MEAN}),
+    "prior_entropy": Signal("[K]", "nat, of all latents", 0.0, math.inf, {"train/prior_entropy": _MEAN}),
+    "posterior_entropy": Signal("[K]", "nat, of all latents", 0.0, math.inf, {"train/posterior_entropy": _MEAN}),
+    "continuation": Signal("[K, T, B]", "γ·P(goes on), predicted", 0.0, 1.0, {"train/continuation": _MEAN}),
+    "discount": Signal("[K, T, B]", "γ·(1 − terminated), its target", 0.0, 1.0, {}),
+    "end_bin_mass": Signal(
+        "[K]", "probability of the two last bins of the value", 0.0, 1.0, {"stability/end_bin_mass": _MAXIMUM}
+    ),
+    "value_bin_bound": Signal("[]", "return, the largest that the bins hold", 0.0, math.inf, {}),
+    "imagined_return": Signal("[K, N]", "return", -math.inf, math.inf, {"train/imagined_return": _MEAN}),
+    "imagined_reward": Signal("[K]", "reward", -math.inf, math.inf, {"train/imagined_reward": _MEAN}),
+    "imagined_reward_std": Signal("[K]", "reward, over a dream", 0.0, math.inf, {"train/imagined_reward_std": _MEAN}),
+    "imagined_discount": Signal("[K]", "γ·P(goes on)", 0.0, 1.0, {"train/imagined_discount": _MEAN}),
+    "return_scale": Signal("[K]", "return", 1.0, math.inf, {"train/return_scale": _MEAN}),
     # Of a linear critic that learns from a teacher: an iteration in single numbers.
     "td_loss": Signal("[]", "return²", 0.0, math.inf, {"train/td_loss": _MEAN}),
     "critic_teacher_error": Signal("[]", "‖w − w_R‖²/D", 0.0, math.inf, {"train/critic_teacher_error": _STATE}),

@@ -1,4 +1,5 @@
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 
@@ -31,3 +32,13 @@ def keep_denormal_numbers() -> Iterator[None]:
     """A fit that ended in an exception leaves them flushed to zero, and hypothesis refuses to draw floats then."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def keep_levels_of_loggers() -> Iterator[None]:
+    """A program that a test runs in this process silences them for good; the next test looks for what they say."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "rlmods")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)

@@ -12,7 +12,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from learning import SettingsDifferError, Task, make_job, parse_seeds, run
-from scores import Evaluation, Result, Score, interquartile_mean, read_results, summarise, table, time_to_solve
+from scores import (
+    Evaluation,
+    Result,
+    Score,
+    held_from,
+    interquartile_mean,
+    read_results,
+    summarise,
+    table,
+    time_to_solve,
+)
 
 PROTOCOL = argparse.Namespace(eval_every=1_024, eval_episodes=10, score_episodes=100, threshold=475.0)
 
@@ -122,3 +132,17 @@ def test_the_job_is_what_a_result_holds_after_json() -> None:
     job = make_job(PROTOCOL, zoo=True)
     assert json.loads(json.dumps(job)) == job
     assert "model.init_args.double_q=false" in job["overrides"]
+
+
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ([9.0, 475.0, 500.0], 1_000),
+        ([500.0, 9.0, 480.0], 2_000),
+        ([500.0, 500.0], 0),
+        ([500.0, 474.9], None),
+        ([], None),
+    ],
+)
+def test_golden_held_from(means: list[float], expected: int | None) -> None:
+    assert held_from(make_evaluations(means), 475.0) == expected

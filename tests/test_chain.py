@@ -213,7 +213,8 @@ def test_what_is_refused_before_anything_is_written(
     assert sorted((family.folder / "lightning_logs").iterdir()) == before
 
 
-def test_a_summary_that_does_not_match_its_schema(family: Family) -> None:
+def test_a_summary_that_does_not_match_its_schema(family: Family, full: Path) -> None:
+    """The other run is still found."""
     path = family.parent / "summary.json"
     summary = json.loads(path.read_text())
     summary["evaluation"]["last"]["mean"] = "good"
@@ -221,6 +222,7 @@ def test_a_summary_that_does_not_match_its_schema(family: Family) -> None:
     with pytest.raises(RunFolderError, match=r"evaluation\.last.*remove the file, and it is made anew"):
         read_summary(family.parent)
     others = find_parent("best", family.folder, Kind(None, None), weights_only=False)
+    assert others.folder != family.parent
     assert "remove the file, and it is made anew" in others.refused[family.parent]
     path.write_text("{")
     with pytest.raises(RunFolderError, match="cannot be read"):

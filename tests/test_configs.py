@@ -37,7 +37,13 @@ def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_config("dqn_cart")
 
 
-OTHER_ALGORITHMS = {"safeguards/off_policy", "safeguards/actor_critic", "safeguards/ppo", "safeguards/curriculum"}
+OTHER_ALGORITHMS = {
+    "safeguards/off_policy",
+    "safeguards/actor_critic",
+    "safeguards/ppo",
+    "safeguards/curriculum",
+    "safeguards/world_model",
+}
 
 
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in OTHER_ALGORITHMS])
@@ -104,13 +110,17 @@ def test_the_preset_of_curricula_is_added_to_a_run_that_has_one(tmp_path: Path) 
 
 def small_run(config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """The iterations after which something has been learned, and the settings that end the run there."""
+    small: dict[str, Any]
     if config["model"]["class_path"].endswith("PPO"):
         horizon, num_envs = config["model"]["init_args"]["bptt_horizon"] or 1, config["data"]["init_args"]["num_envs"]
         rollout = max(horizon * num_envs, config["model"]["init_args"]["batch_size"])
         return 2, {"n_steps": rollout // num_envs, "total_env_steps": 2 * rollout, "eval_episodes": 8}
+    if config["data"]["class_path"].endswith("SequenceDataModule"):
+        small = {"total_env_steps": 2 * config["data"]["init_args"]["steps_per_iteration"], "buffer_size": 1000}
+        return 2, {**small, "batch_size": 2, "batch_length": 8, "train_ratio": 1, "eval_episodes": 1}
     if config["data"]["class_path"].endswith(("ReplayDataModule", "ExpertDataModule")):
         steps = config["data"]["init_args"]["steps_per_iteration"]
-        small: dict[str, Any] = {"total_env_steps": 2 * steps, "learning_starts": steps, "buffer_size": 1000}
+        small = {"total_env_steps": 2 * steps, "learning_starts": steps, "buffer_size": 1000}
         if config["data"]["init_args"]["n_steps"] * config["data"]["init_args"]["num_envs"] >= 2 * steps:
             small["n_steps"] = 1
         if config["data"]["init_args"]["resize"] is not None:
@@ -137,3 +147,15 @@ def test_builds_trains_and_parses_again(name: str, tmp_path: Path, capsys: pytes
         run(["fit", "--config", str(newest_run(tmp_path) / "config.yaml"), "--print_config"])
     again = yaml.safe_load(capsys.readouterr().out)
     assert again["model"] == yaml.safe_load(printed)["model"]
+
+
+def test_the_preset_of_world_models_is_added_to_a_run_that_has_one(tmp_path: Path) -> None:
+    small = ["total_env_steps", 320, "eval_every", 320, "eval_episodes", 2, "batch_size", 4, "batch_length", 16]
+    small += ["train_ratio", 8]
+    options = [f"--data.init_args.{key}={value}" for key, value in zip(small[::2], small[1::2], strict=True)]
+    command = ["fit", "--config", "dreamer_v3_cartpole", "--config", "safeguards/world_model"]
+    run([*command, "--trainer.default_root_dir", str(tmp_path), *options])
+    checkpoint = newest_checkpoint(newest_run(tmp_path))
+    entries = yaml.safe_load(find_config("safeguards/world_model").read_text())["trainer"]["callbacks+"]
+    assert checkpoint["health"] == {name: {} for name in checkpoint["health"]}
+    assert len(checkpoint["health"]) == len(entries)

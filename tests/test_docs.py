@@ -125,7 +125,8 @@ def test_the_links_of_the_documentation_lead_to_files() -> None:
 def test_the_pages_of_the_algorithms_name_every_curve_of_the_vocabulary() -> None:
     from rlmods.signals import SIGNALS
 
-    text = "".join((REPOSITORY / "docs" / page).read_text() for page in ("dqn.md", "linear_td.md", "td3.md", "ppo.md"))
+    pages = ("dqn.md", "linear_td.md", "td3.md", "ppo.md", "dreamer_v3.md")
+    text = "".join((REPOSITORY / "docs" / page).read_text() for page in pages)
     tags = [tag for signal in SIGNALS.values() for tag in signal.curves]
     assert [tag for tag in tags if f"`{tag}" not in text] == []
 

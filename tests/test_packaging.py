@@ -14,7 +14,7 @@ from installed_wheel import REPOSITORY, Installed, run_installed
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PACKAGE_FOLDERS = [REPOSITORY / "rlmods", REPOSITORY / "callbacks", REPOSITORY / "configs"]
-DISTRIBUTIONS = {"cv2": "opencv-python", "yaml": "pyyaml"}  # where the names differ
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python", "yaml": "pyyaml"}  # where the names differ
 OPTIONAL = {"ale_py", "mujoco"}  # imported only if the user's environment needs them
 
 

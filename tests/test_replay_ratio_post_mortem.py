@@ -53,7 +53,7 @@ def test_q_passes_its_ceiling_in_a_few_hundred_updates() -> None:
 
 @pytest.mark.slow
 def test_the_safeguards_name_ceiling_replay_ratio_and_learning_rate(tmp_path: Path) -> None:
-    """A minute: Q in the thousands, where no policy has a value above 3.2."""
+    """A minute: Q at 22, where no policy has a value above 3.2."""
     options = ["--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"]
     run(["fit", "--config", NAME, "--seed_everything", "0", *options])
     (folder,) = tmp_path.glob("lightning_logs/*")

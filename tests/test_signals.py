@@ -31,7 +31,7 @@ def test_an_interval_is_a_mean_a_maximum_or_the_latest_value() -> None:
 def test_bounds_are_in_order_and_tags_are_ours() -> None:
     for name, signal in SIGNALS.items():
         assert signal.low < signal.high, name
-        assert all(tag.split("/")[0] in ("train", "rollout", "stability") for tag in signal.curves)
+        assert all(tag.split("/")[0] in ("train", "rollout", "stability", "time") for tag in signal.curves)
 
 
 def test_stacking_detaches() -> None:

@@ -5,7 +5,8 @@
     python -m benchmarks.mutation_bench ppo --table         # the tables of the stored runs
     python -m benchmarks.mutation_bench ppo --smoke         # a few short runs, for every change
 
-td3 (with SAC), ppo, expert (DQN with an expert's curriculum). Safeguards are tuned with seeds from 100 up.
+td3 (with SAC), ppo, expert (DQN with an expert's curriculum), dreamer (DreamerV3). Safeguards are tuned with seeds from
+100 up.
 """
 
 import argparse
@@ -13,13 +14,18 @@ import json
 import sys
 from pathlib import Path
 
-from . import expert_catalogue, ppo_catalogue, td3_catalogue
+from . import dreamer_catalogue, expert_catalogue, ppo_catalogue, td3_catalogue
 from .case import Bench
 from .experiment import Record, run
 from .report import report
 from .smoke import smoke
 
-BENCHES = {"td3": td3_catalogue.BENCH, "ppo": ppo_catalogue.BENCH, "expert": expert_catalogue.BENCH}
+BENCHES = {
+    "td3": td3_catalogue.BENCH,
+    "ppo": ppo_catalogue.BENCH,
+    "expert": expert_catalogue.BENCH,
+    "dreamer": dreamer_catalogue.BENCH,
+}
 
 
 def main() -> int:

@@ -6,6 +6,8 @@ import logging
 import math
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import process_time
 from typing import Any, TypedDict
@@ -75,14 +77,11 @@ def run(bench: Bench, case: Case, seed: int, *, total_env_steps: int | None = No
         total_env_steps: instead of the case's own.
     """
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "rlmods"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     started, crash, updates = process_time(), None, Updates()
-    with tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(Path(folder), updates, bench.preset)
         try:
-            _fit(trainer, bench, case, seed, total_env_steps)
+            fit(trainer, bench, case, seed, total_env_steps)
         except Exception as exception:
             torch.set_flush_denormal(False)
             crash = f"{type(exception).__name__}: {exception}"
@@ -102,6 +101,22 @@ def run(bench: Bench, case: Case, seed: int, *, total_env_steps: int | None = No
     )
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings and what trainers say; afterwards as before."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "rlmods")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _trainer(folder: Path, updates: Updates, preset: str) -> Trainer:
     return Trainer(
         accelerator="cpu",
@@ -116,7 +131,7 @@ def _trainer(folder: Path, updates: Updates, preset: str) -> Trainer:
     )
 
 
-def _fit(trainer: Trainer, bench: Bench, case: Case, seed: int, total_env_steps: int | None) -> None:
+def fit(trainer: Trainer, bench: Bench, case: Case, seed: int, total_env_steps: int | None) -> None:
     seed_everything(seed, verbose=False)
     settings: dict[str, Any] = {**bench.data, **case.data}
     if total_env_steps is not None:

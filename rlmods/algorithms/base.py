@@ -10,7 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlmods.functional.norms import clip_by_global_norm_, global_norm
 from rlmods.functional.proportions import rate_metrics
@@ -23,6 +23,7 @@ from rlmods.types import (
     Observation,
     ReplaySource,
     RolloutSource,
+    SequenceSource,
 )
 
 TargetTransform = Callable[[Tensor], Tensor]
@@ -37,7 +38,7 @@ class Algorithm(LightningModule):
 
     Attributes:
         network_settings: names of the hyper-parameters that a checkpoint's weights fit one value of.
-        learns_from: what its batches come from: a replay, or rollouts.
+        learns_from: what its batches come from: a replay of transitions, rollouts, or a replay of sequences.
         spec: of the environment that the networks were built for.
         total_env_steps: the budget, by which schedules run; the data module owns it, 0 until a trainer has attached it.
         learning_starts: environment steps before the first update; owned by the data module as well.
@@ -48,7 +49,7 @@ class Algorithm(LightningModule):
     """
 
     network_settings: tuple[str, ...] = ()
-    learns_from: Literal["replay", "rollouts"] = "replay"
+    learns_from: Literal["replay", "rollouts", "sequences"] = "replay"
 
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()
@@ -80,14 +81,11 @@ class Algorithm(LightningModule):
         # Where a ReLU unit is dead, Adam's moments decay into denormal numbers, on which arithmetic is slow.
         torch.set_flush_denormal(True)
         source = self.trainer.datamodule  # type: ignore[attr-defined]
-        other, expected = {
-            "replay": (RolloutSource, "ReplayDataModule"),
-            "rollouts": (ReplaySource, "RolloutDataModule"),
-        }[self.learns_from]
-        if isinstance(source, other):
+        if _batches_of(source) not in (self.learns_from, None):
+            expected = {"replay": "Replay", "rollouts": "Rollout", "sequences": "Sequence"}[self.learns_from]
             raise TypeError(
                 f"got {type(source).__name__} for {type(self).__name__}, which learns from {self.learns_from}: type "
-                f"--data rlmods.data.{expected}"
+                f"--data rlmods.data.{expected}DataModule"
             )
         if isinstance(source, ExperienceSource):
             self.total_env_steps = source.total_env_steps
@@ -137,16 +135,17 @@ class Algorithm(LightningModule):
                 parameter.grad = None
         self._accumulates = False
         self.manual_backward(loss)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         with torch.no_grad():
-            if max_grad_norm is None:
-                grad_norm = global_norm(gradients)
-            else:
-                grad_norm = clip_by_global_norm_(gradients, max_grad_norm)
+            grad_norm = self.clip_(parameters, max_grad_norm)
         self.grad_norm = grad_norm
         for number, optimizer in enumerate(optimizers):
             self._step(optimizer, counts=counts and number == 0)
         return grad_norm
+
+    def clip_(self, parameters: Sequence[nn.Parameter], max_grad_norm: float | None) -> Tensor:
+        """Bound the gradients in place; returns their L2 norm before."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return global_norm(gradients) if max_grad_norm is None else clip_by_global_norm_(gradients, max_grad_norm)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning's, which spends a fifth of a small update on entering hooks, also where nobody has one."""
@@ -316,11 +315,20 @@ class Algorithm(LightningModule):
                     f"of {self.spec['env_id']}: type the --config that the checkpoint was trained with"
                 )
         for name in self.network_settings:
-            if settings[name] != self.hparams[name]:
+            if name in settings and settings[name] != self.hparams[name]:  # it may be younger than the checkpoint
                 raise ValueError(
                     f"got a checkpoint of networks with {name} = {settings[name]}, expected {name} = "
                     f"{self.hparams[name]}: type --model.init_args.{name} {json.dumps(settings[name])}"
                 )
+
+
+def _batches_of(source: object) -> str | None:
+    """What a data module of ours gives; None of one that is not ours."""
+    if isinstance(source, SequenceSource):
+        return "sequences"
+    if isinstance(source, ReplaySource):
+        return "replay"
+    return "rollouts" if isinstance(source, RolloutSource) else None
 
 
 def _flatten_processes(field: Any) -> Any:

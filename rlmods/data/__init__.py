@@ -4,6 +4,8 @@ from rlmods.data.datamodule import ReplayDataModule
 from rlmods.data.expert import ExpertDataModule
 from rlmods.data.replay import PrioritizedReplayBuffer, ReplayBuffer
 from rlmods.data.rollouts import RolloutDataModule
+from rlmods.data.sequence_replay import SequenceReplay
+from rlmods.data.sequences import SequenceDataModule
 from rlmods.data.strata import StratifiedReplayBuffer
 
 __all__ = [
@@ -12,5 +14,7 @@ __all__ = [
     "ReplayBuffer",
     "ReplayDataModule",
     "RolloutDataModule",
+    "SequenceDataModule",
+    "SequenceReplay",
     "StratifiedReplayBuffer",
 ]

@@ -107,6 +107,7 @@ class ReplayDataModule(ExperienceDataModule):
             env_kwargs=env_kwargs,
             vectorization=vectorization,
             resize=resize,
+            grayscale=True,
             frame_stack=frame_stack,
             seed=seed,
         )
@@ -133,6 +134,7 @@ class ReplayDataModule(ExperienceDataModule):
         self.replay: ReplayBuffer | None = None
         self.segments: ReplaySegments | None = None
         self.drawing = ReplayRatio(max_replay_ratio)
+        self.terminated_stored = 0
 
     # What is asked of it
 
@@ -157,6 +159,24 @@ class ReplayDataModule(ExperienceDataModule):
         """Transitions drawn for each new one since learning began, over all processes; None before the first draw."""
         return self.drawing.value
 
+    @property
+    def terminations(self) -> int:
+        """Episodes that have terminated in the environments of this process; each stores a transition that says so."""
+        return 0 if self.collector is None else self.collector.episodes.terminations
+
+    @property
+    def first_replay_size(self) -> int:
+        """Transitions that the replay of this process holds at the first update; more where episodes end before."""
+        of_all = self.steps_per_iteration * (1 if self.trainer is None else self.trainer.world_size)
+        horizons = ceil((self.n_steps + 1) * self.num_envs / self.steps_per_iteration)
+        collected = max(ceil(self.learning_starts / of_all), horizons) * self.steps_per_iteration
+        lookahead = self.n_steps if self.collector is None else self.collector.lookahead
+        return min(collected - lookahead * self.num_envs, self.buffer_size)
+
+    def strata_sizes(self) -> dict[str, int] | None:
+        """How many transitions each stratum of the replay of this process holds; None without strata."""
+        return self.replay.sizes() if isinstance(self.replay, StratifiedReplayBuffer) else None
+
     def rollout_statistics(self) -> dict[str, float]:
         """Means over the last 100 (or N, where more) training episodes of this process, by tag."""
         return {} if self.collector is None else self.collector.rollout_statistics()
@@ -179,6 +199,7 @@ class ReplayDataModule(ExperienceDataModule):
         self.collector = self.make_collector(environments)
         self.replay = self._make_replay()
         self.drawing = ReplayRatio(self.max_replay_ratio)
+        self.terminated_stored = 0
         self.segments = ReplaySegments(Path(trainer.log_dir or trainer.default_root_dir) / self._replay_folder_name())
 
     def make_collector(self, environments: Environments) -> Collector:
@@ -217,6 +238,7 @@ class ReplayDataModule(ExperienceDataModule):
     def _store(self, collected: Collected) -> None:
         _, replay, _ = self._fitting()
         replay.extend(collected.transition, collected.by_expert if self.stores_expert else None)
+        self.terminated_stored += int(collected.transition.terminated.count_nonzero())
 
     def end_fit(self) -> None:
         """Close the environments; what was collected stays."""
@@ -235,15 +257,18 @@ class ReplayDataModule(ExperienceDataModule):
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
             "drawing": self.drawing.state_dict(),
+            "terminated_stored": self.terminated_stored,
             "files": files,
         }
 
     def restore_process(self, state: dict[str, Any], trainer: Trainer) -> None:
         """Go on with the replay and the environments."""
-        collector, replay, _ = self._fitting()
+        collector, replay, segments = self._fitting()
         replay.load_state_dict(state["replay"])
         self.drawing.load_state_dict(state.get("drawing", self.drawing.state_dict()))
-        self._load_transitions(state["files"], trainer)
+        self.terminated_stored = state.get("terminated_stored", 0)
+        run = Path(str(trainer.ckpt_path)).resolve().parent.parent
+        segments.resume(replay, state["files"], run / self._replay_folder_name())
         truncated = collector.load_state_dict(state["collector"])
         if truncated is not None:
             rank_zero_warn(
@@ -251,16 +276,6 @@ class ReplayDataModule(ExperienceDataModule):
                 f"{self._env_steps}, and the run goes on with new ones"
             )
             self._store(truncated)
-
-    def _load_transitions(self, files: dict[str, str], trainer: Trainer) -> None:
-        _, replay, segments = self._fitting()
-        by_name = {Path(name).name: sha256 for name, sha256 in files.items()}
-        source = Path(str(trainer.ckpt_path)).resolve().parent.parent / self._replay_folder_name()
-        if source == segments.folder.resolve():
-            segments.load(replay, by_name)
-        else:
-            # The run goes on in another folder: everything is written again there.
-            ReplaySegments(source).load(replay, by_name)
 
     # Parts
 

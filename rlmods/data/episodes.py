@@ -29,6 +29,7 @@ class EpisodeStatistics:
 
     Attributes:
         quarantined: names of such rates.
+        terminations: episodes that have ended by themselves since the beginning, and not by a limit.
     """
 
     def __init__(self, num_envs: int) -> None:
@@ -41,6 +42,7 @@ class EpisodeStatistics:
         self.reported_rates = {name: _EpisodeWindow(size) for name in RATES}
         self.sums: dict[str, _EpisodeWindow] = {}
         self.quarantined: list[str] = []
+        self.terminations = 0
 
     def count(self, results: list[StepResult]) -> None:
         """Take in steps of the N environments, in the order of time."""
@@ -50,6 +52,7 @@ class EpisodeStatistics:
             self.episode_length += result.valid
             ended = result.terminated | result.truncated
             if np.count_nonzero(ended):
+                self.terminations += int(np.count_nonzero(result.terminated))
                 returns.append(self.episode_return[ended])
                 lengths.append(self.episode_length[ended])
                 self.episode_return[ended] = 0.0
@@ -118,6 +121,7 @@ class EpisodeStatistics:
             "reported_rates": {name: window.values() for name, window in self.reported_rates.items()},
             "sums": {name: window.values() for name, window in self.sums.items()},
             "quarantined": list(self.quarantined),
+            "terminations": self.terminations,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -133,6 +137,7 @@ class EpisodeStatistics:
         for name, values in state["sums"].items():
             self._sum_window(name).restore(values)
         self.quarantined = list(state["quarantined"])
+        self.terminations = state.get("terminations", 0)
 
 
 def _rates(name: str, window: "_EpisodeWindow") -> dict[str, float]:

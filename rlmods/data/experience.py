@@ -57,6 +57,7 @@ class ExperienceDataModule(LightningDataModule):
         env_kwargs: arguments of the environment.
         vectorization: native where the environment has its own vector implementation, else sync or async.
         resize: height and width to which pixels are reduced.
+        grayscale: whether that makes them grey.
         frame_stack: frames of one observation; of a dict the image alone is stacked.
         seed: of all streams; None takes the seed that torch was given.
     """
@@ -77,6 +78,7 @@ class ExperienceDataModule(LightningDataModule):
         env_kwargs: dict[str, Any] | None,
         vectorization: Literal["auto", "native", "sync", "async"],
         resize: tuple[int, int] | None,
+        grayscale: bool,
         frame_stack: int,
         seed: int | None,
     ) -> None:
@@ -91,9 +93,17 @@ class ExperienceDataModule(LightningDataModule):
         self.env_kwargs = env_kwargs
         self.vectorization = vectorization
         self.resize = resize
+        self.grayscale = grayscale
         self.frame_stack = frame_stack
         self.seed = seed
-        self.spec = env_spec(env_id, env_kwargs, num_envs=max(num_envs, 1), resize=resize, frame_stack=frame_stack)
+        self.spec = env_spec(
+            env_id,
+            env_kwargs,
+            num_envs=max(num_envs, 1),
+            resize=resize,
+            grayscale=grayscale,
+            frame_stack=frame_stack,
+        )
         _check_episodes(self.spec, eval_episodes)
         self.iterations = 0
         self._env_steps = 0
@@ -321,6 +331,7 @@ class ExperienceDataModule(LightningDataModule):
             env_kwargs=self.env_kwargs,
             vectorization=self.vectorization,
             resize=self.resize,
+            grayscale=self.grayscale,
             frame_stack=self.frame_stack,
             render=render,
             reward_dtype=reward_dtype,

@@ -59,8 +59,8 @@ class ExpertDataModule(ReplayDataModule):
         seed: of environments, replay and coins.
 
     Raises:
-        ValueError: as in `ReplayDataModule`, or a share is outside its range; at the start of a fit where the
-            environment has no expert.
+        ValueError: as in `ReplayDataModule`, or a share is outside its range, or actions are not discrete; at the start
+            of a fit where the environment has no expert.
     """
 
     stores_expert = True
@@ -127,7 +127,7 @@ class ExpertDataModule(ReplayDataModule):
             frame_stack=frame_stack,
             seed=seed,
         )
-        check_expert_settings(self.hparams)
+        check_expert_settings(self.hparams, self.spec)
         self.schedule = ExpertSchedule(
             expert_share, expert_share_decay, expert_share_decay_steps, expert_share_floor, expert_care_scale
         )
@@ -145,18 +145,25 @@ class ExpertDataModule(ReplayDataModule):
 
     @property
     def expert_share_override(self) -> float | None:
-        """A share in the place of the schedule's, which goes on counting; None is the schedule."""
+        """A share in [0, 1] in the place of the schedule's, which goes on counting; None is the schedule."""
         return None if self.mixture is None else self.mixture.override
 
     @expert_share_override.setter
     def expert_share_override(self, share: float | None) -> None:
         if self.mixture is None:
             raise RuntimeError("there is no expert yet: it is there when trainer.fit(model, datamodule=data) begins")
+        if share is not None and not 0.0 <= share <= 1.0:
+            raise ValueError(f"got expert_share_override = {share}, expected a probability in [0, 1], or None")
         self.mixture.override = share
 
     def mixture_totals(self) -> MixtureTotals:
         """Frames and rewards by network and by expert since the beginning of the run, of this process."""
         return MixtureTotals(0, 0, 0.0, 0.0) if self.mixture is None else self.mixture.totals
+
+    @property
+    def frames_with_care(self) -> int:
+        """Frames since the beginning of the run in which an environment needed care, of this process."""
+        return 0 if self.mixture is None else self.mixture.frames_with_care
 
     def rollout_statistics(self) -> dict[str, float]:
         """As in `ReplayDataModule`, with the rewards on the frames of network and expert apart."""
@@ -191,12 +198,20 @@ class ExpertDataModule(ReplayDataModule):
     def process_state(self) -> dict[str, Any] | None:
         """As in `ReplayDataModule`, with the expert's score."""
         state = super().process_state()
-        return None if state is None else {**state, "expert_returns": dict(self._expert_returns)}
+        if state is None:
+            return None
+        return {**state, "expert_returns": dict(self._expert_returns), "expert_games": self._expert_games}
 
     def restore_process(self, state: dict[str, Any], trainer: Any) -> None:
-        """As in `ReplayDataModule`, with the expert's score."""
+        """As in `ReplayDataModule`, with the expert's score, unless a resume changes the games that it is of."""
         super().restore_process(state, trainer)
-        self._expert_returns.update(state["expert_returns"])
+        if state["expert_games"] == self._expert_games:
+            self._expert_returns.update(state["expert_returns"])
+
+    @property
+    def _expert_games(self) -> str:
+        """What tells the games of one evaluation from those of another."""
+        return repr((self.env_kwargs, self.eval_episodes))
 
 
 class _Expert:

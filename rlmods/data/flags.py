@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlmods.data.priorities import Index
+from rlmods.data.segments import SegmentPart
 
 
 class FlagRing:
@@ -33,3 +34,15 @@ class FlagRing:
     def between(self, first: int, last: int) -> Tensor:
         """A copy of the flags `[M]` of the transitions number `first` to `last`, exclusive."""
         return torch.from_numpy(self.take(np.arange(first, last) % self.capacity))
+
+    def segment_part(self, oldest: int, inserted: int) -> SegmentPart:
+        """The flags of the transitions number `oldest` to `inserted`, exclusive, as they are written to disk."""
+        return SegmentPart(
+            "flags of who acted",
+            "expert.pt",
+            oldest,
+            inserted,
+            1,
+            lambda first, last: {"by_expert": self.between(first, last)},
+            lambda first, content: self.write(first, content["by_expert"]),
+        )

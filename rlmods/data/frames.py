@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlmods.data.segments import SegmentPart
 from rlmods.types import ArraySpec, EnvSpec, Observation, Transition, is_array_spec
 
 # An episode of T transitions has T + 1 frames: there is room for them where episodes are at least this long.
@@ -102,6 +103,18 @@ class FrameRing:
         for each in numbers:
             row = np.arange(first_row, first_row + len(each)).repeat(self.stack)
             np.maximum.at(self._last_row, each.numpy().reshape(-1) % self.capacity, row)
+
+    def segment_part(self, suffix: str, oldest_row: int) -> SegmentPart:
+        """The frames that transitions from `oldest_row` on need, as they are written to disk."""
+        return SegmentPart(
+            "frames",
+            suffix,
+            self.first_needed(oldest_row),
+            self.inserted,
+            self.frame_bytes,
+            lambda first, last: {"frames": self.frames(first, last)},
+            lambda first, content: self.restore_frames(first, content["frames"]),
+        )
 
     def load_state(self, inserted: int, oldest_row: int) -> None:
         """Continue with these, once the transitions and the frames are restored as well."""

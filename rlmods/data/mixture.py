@@ -37,12 +37,15 @@ class ExpertMixture:
     Attributes:
         override: a share in the place of the schedule's, which goes on with the clock; None is the schedule.
         totals: of all frames so far.
+        frames_with_care: those of them in which care was needed.
     """
 
     def __init__(self, schedule: ExpertSchedule, num_envs: int, *, seed: int) -> None:
         self.schedule = schedule
         self.override: float | None = None
         self.totals = MixtureTotals(0, 0, 0.0, 0.0)
+        self.frames_with_care = 0
+        self._care: list[Flags | None] = []  # of the steps that are not counted yet
         self._generator = np.random.default_rng(seed)
         self._episode = np.zeros((2, num_envs))  # reward of the running episodes, by network and by expert
         self._episodes = [deque[float](maxlen=max(EPISODE_WINDOW, num_envs)) for _ in range(2)]
@@ -72,6 +75,7 @@ class ExpertMixture:
         Returns:
             `[N]`, what is done, and `[N]`, whether the expert chose it.
         """
+        self._care.append(care)
         share = self.share(env_steps)
         probability = np.full(len(action), share)
         if care is not None:
@@ -82,6 +86,10 @@ class ExpertMixture:
 
     def count(self, results: Sequence[StepResult], by_expert: Sequence[Flags]) -> None:
         """Take in steps of the N environments, in the order of time."""
+        # Care is known of the steps that `choose` decided.
+        for result, care in zip(results, self._care, strict=False):
+            self.frames_with_care += 0 if care is None else int(np.count_nonzero(care & result.valid))
+        self._care.clear()
         frames, rewards = np.zeros(2, dtype=np.int64), np.zeros(2)
         for result, expert in zip(results, by_expert, strict=True):
             actor = np.stack([~expert, expert])
@@ -120,6 +128,7 @@ class ExpertMixture:
         return {
             "generator": self._generator.bit_generator.state,
             "totals": list(self.totals),
+            "frames_with_care": self.frames_with_care,
             "episode": self._episode.tolist(),
             "episodes": [list(window) for window in self._episodes],
         }
@@ -128,6 +137,7 @@ class ExpertMixture:
         """Go on."""
         self._generator.bit_generator.state = state["generator"]
         self.totals = MixtureTotals(*state["totals"])
+        self.frames_with_care = state.get("frames_with_care", 0)
         self._episode = np.array(state["episode"])
         for window, returns in zip(self._episodes, state["episodes"], strict=True):
             window.clear()

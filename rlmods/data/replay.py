@@ -1,7 +1,6 @@
 """Replay buffers: a preallocated ring of transitions, drawn from uniformly or by priority."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -11,8 +10,11 @@ from torch import Tensor
 
 from rlmods.data.flags import FlagRing
 from rlmods.data.frames import FrameStore, pixel_arrays, with_frame_numbers
+from rlmods.data.memory import check_memory
 from rlmods.data.priorities import Index, PriorityTree
+from rlmods.data.segments import SegmentPart
 from rlmods.functional.priorities import annealed_beta, importance_weight, td_error_priority
+from rlmods.memory import size_text
 from rlmods.types import ArraySpec, EnvSpec, Observation, ReplaySample, Transition
 
 
@@ -42,7 +44,7 @@ class ReplayBuffer:
         Raises:
             ValueError: `buffer_size` is below 1 or does not fit into the memory that is available.
         """
-        _check_memory(buffer_size, self.memory_bytes(spec, buffer_size))
+        check_memory(buffer_size, "transitions", self.memory_bytes(spec, buffer_size))
         self.capacity = buffer_size
         self.inserted = 0  # transitions ever inserted
         self.frames = FrameStore(spec, buffer_size)
@@ -62,10 +64,10 @@ class ReplayBuffer:
     def describe(cls, spec: EnvSpec, buffer_size: int) -> str:
         """What a buffer of this size costs, to be said before it is allocated."""
         total = cls.memory_bytes(spec, buffer_size)
-        cost = f"{cls.__name__}: {buffer_size:,} transitions of {total / buffer_size:,.0f} bytes, {_size(total)}"
+        cost = f"{cls.__name__}: {buffer_size:,} transitions of {total / buffer_size:,.0f} bytes, {size_text(total)}"
         if not pixel_arrays(spec):
             return cost
-        return f"{cost}, where whole stacks would take {_size(buffer_size * _row_dtype(spec).itemsize)}"
+        return f"{cost}, where whole stacks would take {size_text(buffer_size * _row_dtype(spec).itemsize)}"
 
     @property
     def row_bytes(self) -> int:
@@ -177,6 +179,22 @@ class ReplayBuffer:
         self.frames.load_state_dict(state_dict.get("frames", {}), state_dict.get("oldest", 0))
         self.inserted = state_dict["inserted"]
         self._generator.bit_generator.state = state_dict["generator"]
+
+    def segment_parts(self) -> Iterator[SegmentPart]:
+        """The transitions, then what belongs to them; which frames are needed follows from the transitions."""
+        yield SegmentPart(
+            "transitions",
+            "pt",
+            self.oldest,
+            self.inserted,
+            self.row_bytes,
+            lambda first, last: {"transition": self.stored_rows(first, last)._asdict()},
+            lambda first, content: self.restore_rows(first, Transition(**content["transition"])),
+        )
+        if self.by_expert is not None:
+            yield self.by_expert.segment_part(self.oldest, self.inserted)
+        for i, (_, ring) in enumerate(sorted(self.frames.rings.items())):
+            yield ring.segment_part(f"frames{i}.pt", self.oldest)
 
     def _draw(self, num_batches: int, batch_size: int) -> Index:
         held = len(self)
@@ -397,28 +415,3 @@ def _check_field(name: str, tensor: Tensor, shape: list[int], dtype: np.dtype[An
 def _check_unit_interval(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} is {value}, expected 0 to 1")
-
-
-def _check_memory(buffer_size: int, needed: int) -> None:
-    if buffer_size < 1:
-        raise ValueError(f"buffer_size is {buffer_size}, expected at least 1")
-    available = _available_memory()
-    if available is not None and needed > available:
-        fitting = int(0.8 * available / needed * buffer_size)
-        raise ValueError(
-            f"a replay buffer of {buffer_size:,} transitions takes {_size(needed)}, {_size(available)} are available: "
-            f"try --data.init_args.buffer_size {fitting}"
-        )
-
-
-def _available_memory() -> int | None:
-    """Bytes that the system can still give; None where it does not say."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024  # in kB, all of them
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"

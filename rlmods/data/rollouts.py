@@ -1,26 +1,23 @@
 """Rollouts for algorithms that learn from what the current policy has just done: T steps of N environments, once."""
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from rlmods.data.experience import TRAINING, ExperienceDataModule
 from rlmods.data.observations import map_observation
 from rlmods.data.processes import sum_over_processes
 from rlmods.data.rollout_collector import RolloutCollector
-from rlmods.data.rollout_parts import AnyEnvironments
 from rlmods.data.settings import check_rollout_settings, check_settings
+from rlmods.data.training_environments import training_environments
 from rlmods.envs.make import make_envs
-from rlmods.envs.worker_envs import WorkerEnvironments
 from rlmods.envs.worker_pool import WorkerError
 from rlmods.types import CollectionSeconds, Observation, Policy, Rollout
 
@@ -87,6 +84,7 @@ class RolloutDataModule(ExperienceDataModule):
             env_kwargs=env_kwargs,
             vectorization="auto" if vectorization == "workers" else vectorization,
             resize=resize,
+            grayscale=True,
             frame_stack=frame_stack,
             seed=seed,
         )
@@ -108,40 +106,10 @@ class RolloutDataModule(ExperienceDataModule):
 
     def begin_fit(self, trainer: Trainer) -> None:
         """Build the environments."""
-        if self.num_workers is None:
-            environments: AnyEnvironments = self.make_environments(self.num_envs, reward_dtype=np.float64)
-        else:
-            environments = self._worker_environments(self.num_workers)
+        environments = training_environments(
+            self, self.num_workers, double_buffering=self.double_buffering, reward_dtype=np.float64
+        )
         self.collector = RolloutCollector(environments, gamma=self.gamma, seed=self.stream_seed(TRAINING))
-
-    def _worker_environments(self, num_workers: int) -> WorkerEnvironments:
-        cores = os.cpu_count() or 1
-        if num_workers > cores:
-            rank_zero_warn(
-                f"got num_workers = {num_workers} on a machine of {cores} cores: they will wait for each other; type "
-                f"--data.init_args.num_workers {cores}"
-            )
-        num_groups = 2 if self.double_buffering else 1
-        rank_zero_info(
-            f"environments: {self.num_envs} = {num_workers} workers x {num_groups} groups x "
-            f"{self.num_envs // (num_workers * num_groups)}"
-        )
-        return WorkerEnvironments(
-            partial(
-                make_envs,
-                self.env_id,
-                env_kwargs=self.env_kwargs,
-                resize=self.resize,
-                frame_stack=self.frame_stack,
-                reward_dtype=np.float64,
-                borrow=True,
-            ),
-            self.spec,
-            self.num_envs,
-            num_workers,
-            double_buffering=self.double_buffering,
-            reward_dtype=np.float64,
-        )
 
     def iterate(self, trainer: Trainer) -> Rollout:
         """One rollout with the current policy."""
@@ -168,6 +136,7 @@ class RolloutDataModule(ExperienceDataModule):
             env_kwargs=dict(self.env_kwargs or {}) | {"max_episode_steps": _NEVER},
             vectorization=self.vectorization,
             resize=self.resize,
+            grayscale=self.grayscale,
             frame_stack=self.frame_stack,
             reward_dtype=np.float64,
         )

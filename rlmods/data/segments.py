@@ -1,18 +1,14 @@
-"""Transitions on disk: append-only files, so that a checkpoint costs in proportion to what is new."""
+"""Experience on disk: append-only files, so that a checkpoint costs in proportion to what is new."""
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from rlmods.checkpoint_io import CheckpointWriteError, HashingFile
-from rlmods.data.flags import FlagRing
-from rlmods.data.frames import FrameRing
-from rlmods.data.replay import ReplayBuffer
-from rlmods.types import Transition
 
 
 class _Segment(NamedTuple):
@@ -24,7 +20,7 @@ class _Segment(NamedTuple):
     sha256: str
 
 
-class _Part(NamedTuple):
+class SegmentPart(NamedTuple):
     """What is numbered and grows: the transitions of a buffer, or the frames of one key."""
 
     items: str  # what they are called
@@ -36,8 +32,16 @@ class _Part(NamedTuple):
     restore: Callable[[int, dict[str, Any]], None]
 
 
+class Segmented(Protocol):
+    """A buffer whose content is written in segments."""
+
+    def segment_parts(self) -> Iterator[SegmentPart]:
+        """Its parts; one that follows from another comes after it."""
+        ...
+
+
 class ReplaySegments:
-    """The transitions of one replay buffer in a folder. A checkpoint names the files, with their hashes."""
+    """The content of one replay buffer in a folder. A checkpoint names the files, with their hashes."""
 
     def __init__(self, folder: Path, *, max_bytes: int = 2**30) -> None:
         """Nothing is touched yet.
@@ -50,10 +54,8 @@ class ReplaySegments:
         self._max_bytes = max_bytes
         self._segments: dict[str, list[_Segment]] = {}
 
-    def append(self, buffer: ReplayBuffer) -> dict[str, str]:
+    def append(self, buffer: Segmented) -> dict[str, str]:
         """Write what was inserted since the last call or `load`: a file of each part, or more beyond `max_bytes`.
-
-        The transitions are a part, and so are who chose their actions and the frames of each array of pixels.
 
         Returns:
             File name to sha256 of all segments that rebuild the buffer as it is now, the oldest of a part first.
@@ -61,10 +63,10 @@ class ReplaySegments:
         Raises:
             ValueError: The buffer has gone back since the last call: `load` the checkpoint it was set back to.
         """
-        return {segment.name: segment.sha256 for part in _parts(buffer) for segment in self._append(part)}
+        return {segment.name: segment.sha256 for part in buffer.segment_parts() for segment in self._append(part)}
 
-    def load(self, buffer: ReplayBuffer, files: dict[str, str]) -> None:
-        """Put the transitions back into a buffer whose own `state_dict` is loaded already.
+    def load(self, buffer: Segmented, files: dict[str, str]) -> None:
+        """Put the content back into a buffer whose own `state_dict` is loaded already.
 
         Args:
             buffer: Of the same spec and capacity as the one that was saved.
@@ -74,11 +76,22 @@ class ReplaySegments:
             FileNotFoundError: A file is missing.
             ValueError: A file is not the one that was saved, or the files do not hold all that the buffer needs.
         """
-        for part in _parts(buffer):
+        for part in buffer.segment_parts():
             named = {name: sha256 for name, sha256 in files.items() if name.partition(".")[2] == part.suffix}
             self._load(part, named)
 
-    def _append(self, part: _Part) -> list[_Segment]:
+    def resume(self, buffer: Segmented, files: dict[str, str], folder: Path) -> None:
+        """As `load`, from a folder that may be another one: then the next `append` writes everything again here.
+
+        Args:
+            buffer: As in `load`.
+            files: Paths, of which the names count.
+            folder: Where they lie.
+        """
+        source = self if folder.resolve() == self.folder.resolve() else ReplaySegments(folder)
+        source.load(buffer, {Path(name).name: sha256 for name, sha256 in files.items()})
+
+    def _append(self, part: SegmentPart) -> list[_Segment]:
         segments = self._segments.get(part.suffix, [])
         written = segments[-1].last if segments else 0
         if part.inserted < written:
@@ -100,7 +113,7 @@ class ReplaySegments:
         self._segments[part.suffix] = segments
         return segments
 
-    def _load(self, part: _Part, files: dict[str, str]) -> None:
+    def _load(self, part: SegmentPart, files: dict[str, str]) -> None:
         self._segments[part.suffix] = []
         end = part.oldest
         for name, sha256 in files.items():
@@ -117,7 +130,7 @@ class ReplaySegments:
                 f"{part.inserted}: load the buffer's own state_dict of the same checkpoint first"
             )
 
-    def _write(self, part: _Part, first: int, last: int) -> _Segment:
+    def _write(self, part: SegmentPart, first: int, last: int) -> _Segment:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"first": first, "last": last, **part.read(first, last)}
         temporary = self.folder / f"{first}-{last}.tmp"
@@ -150,47 +163,6 @@ class ReplaySegments:
             file.seek(0)
             content: dict[str, Any] = torch.load(file, weights_only=True)
         return content
-
-
-def _parts(buffer: ReplayBuffer) -> Iterator[_Part]:
-    """The transitions, then what belongs to them; which frames are needed follows from the transitions."""
-    yield _Part(
-        "transitions",
-        "pt",
-        buffer.oldest,
-        buffer.inserted,
-        buffer.row_bytes,
-        lambda first, last: {"transition": buffer.stored_rows(first, last)._asdict()},
-        lambda first, content: buffer.restore_rows(first, Transition(**content["transition"])),
-    )
-    if buffer.by_expert is not None:
-        yield _expert_part(buffer, buffer.by_expert)
-    for i, (_, ring) in enumerate(sorted(buffer.frames.rings.items())):
-        yield _frames_part(ring, f"frames{i}.pt", ring.first_needed(buffer.oldest))
-
-
-def _expert_part(buffer: ReplayBuffer, flags: FlagRing) -> _Part:
-    return _Part(
-        "flags of who acted",
-        "expert.pt",
-        buffer.oldest,
-        buffer.inserted,
-        1,
-        lambda first, last: {"by_expert": flags.between(first, last)},
-        lambda first, content: flags.write(first, content["by_expert"]),
-    )
-
-
-def _frames_part(ring: FrameRing, suffix: str, oldest: int) -> _Part:
-    return _Part(
-        "frames",
-        suffix,
-        oldest,
-        ring.inserted,
-        ring.frame_bytes,
-        lambda first, last: {"frames": ring.frames(first, last)},
-        lambda first, content: ring.restore_frames(first, content["frames"]),
-    )
 
 
 def _fsync_folder(folder: Path) -> None:

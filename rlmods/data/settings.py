@@ -1,7 +1,7 @@
 """What a data module's settings must satisfy, said before anything is built."""
 
 from collections.abc import Mapping
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from rlmods.types import EnvSpec
@@ -13,14 +13,14 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: with what was got, what is expected and what to type.
     """
-    _check_counts(settings, ("total_env_steps", "num_envs", "n_steps", "eval_episodes", "eval_every"))
+    _check_counts(settings, ("total_env_steps", "num_envs", "eval_episodes", "eval_every"))
     if not 0.0 <= settings["gamma"] < 1.0:
         _refuse(f"gamma = {settings['gamma']}", "a discount in [0, 1)", "gamma 0.99")
 
 
 def check_replay_settings(settings: Mapping[str, Any]) -> None:
     """The same, of a data module with a replay."""
-    counts = ("buffer_size", "batch_size", "steps_per_iteration", "updates_per_iteration", "frame_stack")
+    counts = ("n_steps", "buffer_size", "batch_size", "steps_per_iteration", "updates_per_iteration", "frame_stack")
     _check_counts(settings, counts)
     if settings["batch_size"] > settings["buffer_size"]:
         _refuse(
@@ -28,35 +28,21 @@ def check_replay_settings(settings: Mapping[str, Any]) -> None:
             "a batch that fits in the buffer",
             f"buffer_size {settings['batch_size']} or more",
         )
-    if settings["steps_per_iteration"] % settings["num_envs"]:
-        rounded = -(-settings["steps_per_iteration"] // settings["num_envs"]) * settings["num_envs"]
-        _refuse(
-            f"steps_per_iteration = {settings['steps_per_iteration']} with num_envs = {settings['num_envs']}",
-            "a multiple of num_envs",
-            f"steps_per_iteration {rounded}",
-        )
-    if settings["total_env_steps"] < settings["steps_per_iteration"]:
-        _refuse(
-            f"total_env_steps = {settings['total_env_steps']} with "
-            f"steps_per_iteration = {settings['steps_per_iteration']}",
-            "at least one iteration",
-            f"total_env_steps {settings['steps_per_iteration']} or more, or a smaller steps_per_iteration",
-        )
-    if not 0 <= settings["learning_starts"] < settings["total_env_steps"]:
-        _refuse(
-            f"learning_starts = {settings['learning_starts']} with total_env_steps = {settings['total_env_steps']}",
-            "a start within the budget",
-            "learning_starts 0 or more, below total_env_steps",
-        )
+    _check_iterations(settings)
     if settings["replay_strata"] is not None and settings["prioritized_replay"]:
         _refuse("replay_strata with prioritized_replay = True", "one of them", "prioritized_replay false")
     limit = settings["max_replay_ratio"]
-    if limit is not None and not limit > 0.0:
-        _refuse(f"max_replay_ratio = {limit}", "a ratio above 0, or null for none", "max_replay_ratio 8")
+    if limit is not None and not 0.0 < limit < inf:
+        _refuse(f"max_replay_ratio = {limit}", "a finite ratio above 0, or null for none", "max_replay_ratio 8")
 
 
-def check_expert_settings(settings: Mapping[str, Any]) -> None:
+def check_expert_settings(settings: Mapping[str, Any], spec: EnvSpec) -> None:
     """The same, of a data module with an expert."""
+    if spec["action"]["kind"] != "discrete":
+        raise ValueError(
+            f"got the {spec['action']['kind']} actions of {spec['env_id']}, expected discrete ones, which are an "
+            "expert's as they are the network's: type --data.class_path rlmods.data.ReplayDataModule"
+        )
     share, floor = settings["expert_share"], settings["expert_share_floor"]
     if not 0.0 <= share <= 1.0:
         _refuse(f"expert_share = {share}", "a probability in [0, 1]", "expert_share 0.95")
@@ -71,7 +57,7 @@ def check_expert_settings(settings: Mapping[str, Any]) -> None:
             f"expert_share_decay = {settings['expert_share_decay']}", "a factor in (0, 1]", "expert_share_decay 0.996"
         )
     _check_counts(settings, ("expert_share_decay_steps",))
-    if not settings["expert_care_scale"] >= 0.0:
+    if not 0.0 <= settings["expert_care_scale"] < inf:
         _refuse(f"expert_care_scale = {settings['expert_care_scale']}", "a factor from 0", "expert_care_scale 2")
 
 
@@ -93,6 +79,44 @@ def with_reward_bounds(spec: EnvSpec, bounds: list[float]) -> EnvSpec:
     return EnvSpec(**{**spec, "settings": {**settings, "reward_bounds": [float(bound) for bound in bounds]}})
 
 
+def check_sequence_settings(settings: Mapping[str, Any], num_agents: int) -> None:
+    """The same, of a data module that replays sequences.
+
+    Args:
+        settings: of the data module.
+        num_agents: agents of a swarm, which only one worker can step.
+    """
+    _check_counts(settings, ("buffer_size", "batch_size", "batch_length", "steps_per_iteration", "frame_stack"))
+    _check_iterations(settings)
+    if not (settings["train_ratio"] > 0.0 and isfinite(settings["train_ratio"])):
+        _refuse(
+            f"train_ratio = {settings['train_ratio']}",
+            "replayed steps for each environment step, a finite number above 0",
+            "train_ratio 256",
+        )
+    num_envs, length = settings["num_envs"], settings["batch_length"] + 1
+    if settings["buffer_size"] < num_envs * length:
+        _refuse(
+            f"buffer_size = {settings['buffer_size']} with num_envs = {num_envs} and batch_length = {length - 1}",
+            f"a replay that holds a sequence of {length} rows of each environment",
+            f"buffer_size {num_envs * length} or more, or a smaller batch_length",
+        )
+    needed = steps_before_sequences(num_envs, settings["batch_size"], length - 1)
+    if settings["total_env_steps"] < needed:
+        _refuse(
+            f"total_env_steps = {settings['total_env_steps']} with batch_size = {settings['batch_size']}, "
+            f"batch_length = {length - 1} and num_envs = {num_envs}",
+            "a budget that reaches the first update",
+            f"total_env_steps {needed} or more, or a smaller batch_size or batch_length",
+        )
+    _check_workers(settings, num_agents)
+
+
+def steps_before_sequences(num_envs: int, batch_size: int, batch_length: int) -> int:
+    """Environment steps of a process after which its replay holds a batch, B · T rows, and a sequence, T + 1 rows."""
+    return max(batch_size * batch_length, num_envs * (batch_length + 1))
+
+
 def check_rollout_settings(settings: Mapping[str, Any], num_agents: int) -> None:
     """The same, of a data module that collects rollouts.
 
@@ -100,6 +124,7 @@ def check_rollout_settings(settings: Mapping[str, Any], num_agents: int) -> None
         settings: of the data module.
         num_agents: agents of a swarm, which only one worker can step.
     """
+    _check_counts(settings, ("n_steps",))
     rollout = settings["num_envs"] * settings["n_steps"]
     if settings["total_env_steps"] < rollout:
         _refuse(
@@ -109,6 +134,29 @@ def check_rollout_settings(settings: Mapping[str, Any], num_agents: int) -> None
             f"total_env_steps {rollout} or more, or a smaller n_steps",
         )
     _check_workers(settings, num_agents)
+
+
+def _check_iterations(settings: Mapping[str, Any]) -> None:
+    if settings["steps_per_iteration"] % settings["num_envs"]:
+        rounded = -(-settings["steps_per_iteration"] // settings["num_envs"]) * settings["num_envs"]
+        _refuse(
+            f"steps_per_iteration = {settings['steps_per_iteration']} with num_envs = {settings['num_envs']}",
+            "a multiple of num_envs",
+            f"steps_per_iteration {rounded}",
+        )
+    if settings["total_env_steps"] < settings["steps_per_iteration"]:
+        _refuse(
+            f"total_env_steps = {settings['total_env_steps']} with "
+            f"steps_per_iteration = {settings['steps_per_iteration']}",
+            "at least one iteration",
+            f"total_env_steps {settings['steps_per_iteration']} or more, or a smaller steps_per_iteration",
+        )
+    if not 0 <= settings["learning_starts"] < settings["total_env_steps"]:
+        _refuse(
+            f"learning_starts = {settings['learning_starts']} with total_env_steps = {settings['total_env_steps']}",
+            "a start within the budget",
+            "learning_starts 0 or more, below total_env_steps",
+        )
 
 
 def _check_workers(settings: Mapping[str, Any], num_agents: int) -> None:

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from rlmods.algorithms.dqn import DQN
+from rlmods.algorithms.dreamer_v3 import DreamerV3
+from rlmods.algorithms.dreamer_version import OF_VERSION
 from rlmods.algorithms.linear_td import LinearTD
 from rlmods.algorithms.ppo import PPO
 from rlmods.algorithms.sac import SAC
@@ -16,6 +18,7 @@ from rlmods.data.datamodule import ReplayDataModule
 from rlmods.data.experience import ExperienceDataModule
 from rlmods.data.expert import ExpertDataModule
 from rlmods.data.rollouts import RolloutDataModule
+from rlmods.data.sequences import SequenceDataModule
 from rlmods.doctor.settings import Setting, compare
 from rlmods.doctor.subject import Subject, abilities_of, accumulated, budget_of, first_optimizers, has_pixels
 from rlmods.networks.action_heads import GaussianHead
@@ -80,6 +83,8 @@ def _derived(subject: Subject) -> _Effective:
         batches = budget.updates_per_iteration * accumulated(subject.model)
         effective[_DATA + "updates_per_iteration"] = (round(batches, 3), "mini-batches on average")
         effective[_DATA + "learning_starts"] = (budget.first_update, "the iteration in which the first update is made")
+    elif isinstance(data, SequenceDataModule):
+        effective[_DATA + "learning_starts"] = (budget.first_update, "the iteration in which the first update is made")
     else:
         made = budget.num_iterations * budget.steps_per_iteration
         effective[_DATA + "total_env_steps"] = (made, "whole rollouts")
@@ -106,6 +111,9 @@ def _of_model(subject: Subject, data: ExperienceDataModule) -> _Effective:
             effective[_MODEL + "bptt_horizon"] = (model.segment_length(data.n_steps), "steps of a segment")
         if isinstance(model.head, GaussianHead):
             effective[_MODEL + "log_std_init"] = (round(float(model.head.bounded_log_std().detach().amax()), 6), "")
+    elif isinstance(model, DreamerV3):
+        source = f"version {model.hparams['version']}, or as given"
+        effective |= {_MODEL + name: (getattr(model.choices, name), source) for name in OF_VERSION}
     elif isinstance(model, LinearTD) and model.dimensionless_step is not None:
         effective[_MODEL + "learning_rate"] = (None, "measured on the first ten rollouts, for dimensionless_step")
     else:
@@ -149,6 +157,8 @@ def without_reader(subject: Subject) -> dict[str, str]:
         found = _without_reader_in_ppo(model)
     elif isinstance(model, LinearTD):
         found = _without_reader_in_linear_td(model)
+    elif isinstance(model, DreamerV3) and model.spec["action"]["kind"] == "continuous":
+        found = {"actor_unimix": "actions are continuous"}
     return reasons | {_MODEL + name: reason for name, reason in found.items()}
 
 

@@ -5,6 +5,7 @@ import math
 import psutil
 
 from rlmods.algorithms.dqn import DQN
+from rlmods.algorithms.dreamer_v3 import DreamerV3
 from rlmods.algorithms.linear_td import LinearTD
 from rlmods.algorithms.ppo import PPO
 from rlmods.algorithms.sac import SAC
@@ -14,6 +15,7 @@ from rlmods.data.datamodule import ReplayDataModule
 from rlmods.data.experience import ExperienceDataModule
 from rlmods.data.expert import ExpertDataModule
 from rlmods.data.rollouts import RolloutDataModule
+from rlmods.data.sequences import SequenceDataModule
 from rlmods.doctor import budget as budgets
 from rlmods.doctor import linear, policies, replay, rollouts, schedules, targets, updates, values
 from rlmods.doctor.budget import Budget
@@ -29,6 +31,7 @@ from rlmods.doctor.subject import (
     reward_bounds,
     value_interval,
 )
+from rlmods.doctor.world_model import examine_world_model
 from rlmods.functional.expert_share import expert_share
 from rlmods.networks.action_heads import LOG_STD_HIGH, BoundedGaussianHead, GaussianHead
 from rlmods.networks.value_heads import CategoricalHead, ScalarHead
@@ -53,6 +56,8 @@ def examine(subject: Subject) -> list[Line]:
         lines += _ppo(subject, model, data, budget)
     elif isinstance(model, LinearTD):
         lines += _linear_td(model, budget)
+    elif isinstance(model, DreamerV3):
+        lines += examine_world_model(model, data, budget, value_interval(data))
     else:
         note = "Its own arithmetic is not known; what holds for every algorithm is above"
         lines.append(Line("PASS", "algorithm", f"{type(model).__name__} is no algorithm of rlmods", note))
@@ -80,10 +85,10 @@ def _run(subject: Subject, data: ExperienceDataModule, budget: Budget) -> list[L
 
 def _experience(subject: Subject, data: ExperienceDataModule, budget: Budget) -> list[Line]:
     memory = replay.memory(
-        experience_bytes(data),
+        experience_bytes(data, subject.model),
         network_bytes(subject.model),
         psutil.virtual_memory().available,
-        data.buffer_size if isinstance(data, ReplayDataModule) else None,
+        data.buffer_size if isinstance(data, ReplayDataModule | SequenceDataModule) else None,
     )
     if not isinstance(data, ReplayDataModule):
         return [memory]

@@ -16,11 +16,14 @@ from rlmods.data.datamodule import ReplayDataModule
 from rlmods.data.experience import ExperienceDataModule
 from rlmods.data.replay import PrioritizedReplayBuffer, ReplayBuffer
 from rlmods.data.rollouts import RolloutDataModule
+from rlmods.data.sequence_replay import SequenceReplay
+from rlmods.data.sequences import SequenceDataModule
+from rlmods.data.settings import steps_before_sequences
 from rlmods.data.strata import StratifiedReplayBuffer
 from rlmods.doctor.budget import Budget
 from rlmods.doctor.values import Interval
 from rlmods.functional.value_bounds import discounted_value_bounds
-from rlmods.types import EnvSpec, is_array_spec
+from rlmods.types import DecidingPolicy, EnvSpec, is_array_spec
 
 _CALIBRATION_ITERATIONS = 10  # of a linear critic with a dimensionless step, in which nothing is learned
 
@@ -83,6 +86,10 @@ def _first_learning_iteration(subject: Subject, data: ExperienceDataModule) -> i
         # With fewer vector steps no n-step return is complete.
         complete = data.n_steps * data.num_envs // data.steps_per_iteration + 1
         return max(1, starts, complete)
+    if isinstance(data, SequenceDataModule):
+        rows = steps_before_sequences(data.num_envs, data.batch_size, data.batch_length)
+        starts = ceil(data.learning_starts / (data.steps_per_iteration * subject.processes))
+        return max(1, starts, ceil(rows / data.steps_per_iteration))
     if isinstance(subject.model, LinearTD) and subject.model.dimensionless_step is not None:
         return _CALIBRATION_ITERATIONS + 1
     return 1
@@ -93,6 +100,8 @@ def updates_per_iteration(model: LightningModule, data: ExperienceDataModule) ->
     if isinstance(data, ReplayDataModule):
         drawn = data.uses_per_transition * data.steps_per_iteration
         return drawn / (data.batch_size * accumulated(model))
+    if isinstance(data, SequenceDataModule):
+        return data.updates_per_policy_step * data.steps_per_iteration
     if isinstance(model, PPO):
         return model.n_epochs * max(1, data.steps_per_iteration // model.batch_size)
     return 1
@@ -151,8 +160,10 @@ def abilities_of(data: ExperienceDataModule) -> Abilities:
         environments.close()
 
 
-def experience_bytes(data: ExperienceDataModule) -> int:
+def experience_bytes(data: ExperienceDataModule, model: LightningModule) -> int:
     """What a process keeps: its replay as it is laid out, or one rollout with both observations of each step."""
+    if isinstance(data, SequenceDataModule) and isinstance(model, DecidingPolicy):
+        return SequenceReplay.memory_bytes(data.spec, data.buffer_size, model.initial_state(1).shape[1])
     if isinstance(data, ReplayDataModule):
         return _replay_class(data).memory_bytes(data.spec, data.buffer_size)
     observation = data.spec["observation"]

@@ -153,12 +153,15 @@ class Environments:
         return rewards
 
     def expert_action(self) -> npt.NDArray[np.int64] | None:
-        """What the environment's own expert would do now, `[N]`; None where it has none.
+        """What the environment's own expert would do now, `[N]` from 0 to n - 1; None where it has none.
 
         Where a game begins anew, it is that of the new game.
         """
         env: Any = self._vector_env.unwrapped
-        return np.array(env.expert_action(), np.int64) if hasattr(env, "expert_action") else None
+        if not hasattr(env, "expert_action"):
+            return None
+        action: npt.NDArray[np.int64] = np.array(env.expert_action(), np.int64) - self._action_start
+        return action
 
     def needs_care(self) -> npt.NDArray[np.bool_] | None:
         """In which environments exploration is lethal now, `[N]`; None where the environment never says.

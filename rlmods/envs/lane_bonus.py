@@ -16,8 +16,8 @@ _ODD: Final = np.arange(1, 2 * NUM_FEATURES, 2, dtype=np.uint64) * np.uint64(0x9
 class DiversityBonus:
     """Pays `bonus`/√k the first time that an action is tried in a cluster of states, where k actions were tried then.
 
-    A cluster is the first 20 numbers of an observation, rounded to tenths. Each game remembers for ever, across its
-    episodes, so the same step is paid once and never again: this reward is not stationary. Where two of the clusters
+    A cluster is the first 20 numbers of an observation, rounded to tenths. Each game remembers across its episodes, so
+    the same step is paid once and never again: this reward is not stationary. Where two of the clusters
     fall on the same of a game's 16,384 places, they are one.
 
     Args:
@@ -29,6 +29,10 @@ class DiversityBonus:
         self.bonus = bonus
         self.tried = np.zeros((num_games, NUM_CLUSTERS), np.uint32)  # bit a is action a
         self.cluster = np.zeros(num_games, np.intp)
+
+    def forget(self) -> None:
+        """Nothing was tried."""
+        self.tried[:] = 0
 
     def see(self, observation: Array) -> None:
         """Be in the states `[N, D]`."""

@@ -53,8 +53,9 @@ class LaneShooter(VectorEnv[Any, Any, Any]):
 
     An action is 4·(move + 2) + 2·fire + zap, move in {−2 … 2} lanes.
 
-    The reward is the sum of four streams: points, a death penalty, a shaping and a bonus. Their sums over an episode
-    are in the infos of its end, as `episode_sums`. Every step's reward lies in `settings["reward_bounds"]`.
+    The reward is the sum of four streams: points, a death penalty, a shaping and a bonus. Their sums over an episode,
+    and as `levels` the number of levels finished in it, are in the infos of its end, as `episode_sums`. Every step's
+    reward lies in `settings["reward_bounds"]`.
 
     Args:
         num_envs: N.
@@ -126,17 +127,22 @@ class LaneShooter(VectorEnv[Any, Any, Any]):
         self._elapsed = np.zeros(num_envs, np.int64)
         self._score = np.zeros(num_envs, np.int64)
         self._potential = np.zeros(num_envs)
-        self._sums = {name: np.zeros(num_envs) for name in ("points", "death", "shaping", "bonus")}
+        self._sums = {name: np.zeros(num_envs) for name in ("points", "death", "shaping", "bonus", "levels")}
         self._first = self._first_observations()
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Begin new games: those after the present ones, or with a seed the first ones of new streams."""
+        """Begin new games: those after the present ones, or with a seed the first ones of new streams.
+
+        With a seed the bonus forgets what was tried: the same games are worth the same.
+        """
         if isinstance(seed, Sequence) and len(seed) != self.num_envs:
             raise ValueError(f"got {len(seed)} seeds, expected one number or {self.num_envs} of them")
         if seed is not None:
             self._streams.seed(seed)
+            if self._bonus is not None:
+                self._bonus.forget()
         elif not self._streams.seeds.any():
             self._streams.seed(int(self.np_random.integers(2**63)))
         self._begin(ALL)
@@ -222,6 +228,7 @@ class LaneShooter(VectorEnv[Any, Any, Any]):
         died = is_caught(board)
         if len(through):
             points[through] += LEVEL_POINTS
+            self._sums["levels"][through] += 1
             board.begin_level(through, board.level[through] + 1, self.open)
         if died.any():
             board.lives -= died

@@ -28,4 +28,5 @@ def expert_floor_reached(*, start: float, decay: float, decay_steps: int, floor:
         return 0.0
     if decay == 1.0 or floor == 0.0:
         return math.inf
-    return float(decay_steps * math.ceil(math.log(floor / start) / math.log(decay)))
+    steps = math.log(floor / start) / math.log(decay)
+    return float(decay_steps * math.ceil(steps * (1.0 - 1e-12)))  # a whole number may be rounded to just above it

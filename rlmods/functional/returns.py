@@ -58,3 +58,30 @@ def n_step_return(
     horizon = last - row + 1
     discount = torch.pow(gamma, horizon.to(reward.dtype)) * ~terminated.gather(0, last)
     return NStepReturn(total, discount, last, ended)
+
+
+def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, gae_lambda: float | Tensor) -> Tensor:
+    """R_t = r_{t+1} + d_{t+1} ((1 − λ_{t+1}) v_{t+1} + λ_{t+1} R_{t+1}), and R of the last row is its v.
+
+    All of a row belongs to the state that it arrives at: the reward with which it came, the discount of what follows
+    it (0 where it is terminal), its value.
+
+    Source: Sutton & Barto 2018, equation 12.20; λ = 1 is Monte Carlo, λ = 0 the one-step target.
+
+    Args:
+        reward: `[T, ...]`, of which the first row is not read.
+        discount: `[T, ...]`, likewise.
+        value: `[T, ...]`, likewise.
+        gae_lambda: λ, a number, or `[T, ...]` where some rows cut the trace.
+
+    Returns:
+        `[T − 1, ...]`.
+    """
+    weight = discount * gae_lambda
+    one_step = reward + (discount - weight) * value
+    following = value[-1]
+    returns: list[Tensor] = []
+    for row in range(reward.shape[0] - 1, 0, -1):
+        following = torch.addcmul(one_step[row], weight[row], following)
+        returns.append(following)
+    return torch.stack(returns[::-1]) if returns else reward[1:]

@@ -44,19 +44,25 @@ class CategoricalHead(ActionHead):
     Args:
         nvec: how many choices each action has.
         is_single: whether a sample is `[B]` instead of `[B, D]`.
+        unimix: share of the uniform distribution, so that no probability falls below unimix/n.
     """
 
-    def __init__(self, nvec: list[int], *, is_single: bool) -> None:
+    def __init__(self, nvec: list[int], *, is_single: bool, unimix: float = 0.0) -> None:
         super().__init__()
         self.nvec = nvec
         self.is_single = is_single
+        self.unimix = unimix
         self.num_outputs = sum(nvec)
 
     def _log_probs(self, outputs: Tensor) -> list[Tensor]:
         """Of the choices of each action, `[B, n]`."""
-        if self.is_single:
-            return [outputs.log_softmax(-1)]
-        return [logits.log_softmax(-1) for logits in torch.split(outputs, self.nvec, -1)]
+        choices = [outputs] if self.is_single else torch.split(outputs, self.nvec, -1)
+        log_probs = [logits.float().log_softmax(-1) for logits in choices]
+        if self.unimix == 0.0:
+            return log_probs
+        return [
+            torch.log(log_prob.exp() * (1.0 - self.unimix) + self.unimix / log_prob.shape[-1]) for log_prob in log_probs
+        ]
 
     def draw(self, outputs: Tensor, *, deterministic: bool) -> Tensor:
         """Argmax of log p, or of p/E with E ~ Exp(1), which has the distribution p."""

@@ -53,7 +53,7 @@ class Operator(Callback):
 def fit(
     folder: Path,
     operator: Operator,
-    *,
+    *more: Callback,
     expert: bool = True,
     max_steps: int = -1,
     ckpt_path: Path | None = None,
@@ -68,7 +68,7 @@ def fit(
         data = ReplayDataModule(ENV_ID, **CALM)
     model = DQN(data.spec, hidden_sizes=[8], learning_rate=0.01, exploration_fraction=0.0, exploration_final_eps=0.1)
     control = ControlFile()
-    trainer = make_trainer(folder, operator, control, max_steps=max_steps, logger=logger)
+    trainer = make_trainer(folder, operator, *more, control, max_steps=max_steps, logger=logger)
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
     return control, trainer
 
@@ -101,6 +101,33 @@ def test_overrides_hold_from_the_next_iteration_on_until_null_gives_the_schedule
     ]
     assert [event["env_steps"] for event in control_events(trainer)][:1] == [120]
     assert control.overrides == {"exploration_rate": 0.5}
+
+
+class Halves(Callback):
+    """Scales the learning rate after given iterations, as a rollback does."""
+
+    def __init__(self, *iterations: int) -> None:
+        self.iterations = iterations
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DQN)
+        if batch_idx in self.iterations:
+            pl_module.learning_rate_scale *= 0.5
+
+
+def test_what_is_written_last_replaces_what_a_rollback_has_made_of_the_scale(tmp_path: Path) -> None:
+    writes = {6: "learning_rate_scale: null\n", 9: "learning_rate_scale: 0.8\n", 15: "learning_rate_scale: 0.8 # yes\n"}
+    operator = Operator(writes)
+    _, trainer = fit(tmp_path, operator, Halves(3, 12))
+    rates = [rate / 0.01 for _, _, rate in operator.noted]
+    assert rates == pytest.approx([1.0] * 4 + [0.5] * 3 + [1.0] * 3 + [0.8] * 3 + [0.4] * 3 + [0.8] * 8)
+    assert [event["message"] for event in control_events(trainer)] == [
+        "learning_rate_scale: 0.5 -> schedule",
+        "learning_rate_scale: schedule -> 0.8",
+        "learning_rate_scale: 0.4 -> 0.8",
+    ]
 
 
 def test_a_file_that_cannot_be_used_changes_nothing_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -177,6 +204,9 @@ def test_what_a_file_says(text: str, settings: dict[str, float | None]) -> None:
         ("learning_rate_scale: .nan", "expected a number from 0 on"),
         ("learning_rate_scale: -1", "expected a number from 0 on"),
         ("expert_share: {a: 1}", "expected a number from 0 to 1"),
+        (f"learning_rate_scale: {10**400}", "expected a number from 0 on"),
+        ("expert_share: 2026-13-01", "it is no YAML .*: type expert_share: 0.5"),
+        ("[" * 2000, "it is no YAML .*: type expert_share: 0.5"),
         ("1: 2", r"keys \[1\], expected some of"),
     ],
 )

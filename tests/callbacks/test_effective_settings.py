@@ -6,7 +6,7 @@ import pytest
 import torch
 from expert_cart_pole import ENV_ID
 from guarding import WARN, as_lists, events, fit_small, warnings_of
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from test_skeleton import make_trainer
 
@@ -120,6 +120,15 @@ def test_where_care_scales_the_share_all_in_between_is_right() -> None:
     assert share_not_in_effect(double, SCHEDULE) is not None
 
 
+@pytest.mark.parametrize(("scale", "speaks"), [(1.0, True), (2.0, False)])
+def test_where_care_is_counted_the_scale_itself_is_in_question(scale: float, speaks: bool) -> None:
+    """Half of the frames need care: the expert acts on 0.4 and 0.8 of them, together on 0.6."""
+    settings = {**SCHEDULE, "expert_share": 0.4, "expert_share_floor": 0.4, "expert_care_scale": 2.0}
+    stretches = [stretch._replace(with_care=500.0) for stretch in frames(lambda step: 0.2 * (1.0 + scale))]
+    assert (share_not_in_effect(stretches, settings) is not None) is speaks
+    assert share_not_in_effect(frames(lambda step: 0.2 * (1.0 + scale)), settings) is None
+
+
 def test_the_table() -> None:
     assert rows_as_text([rate(5e-5)]).splitlines() == [
         "setting        configured  first  last   lowest  highest",
@@ -152,7 +161,50 @@ def test_a_healthy_run_is_silent(tmp_path: Path) -> None:
     trainer = fit_small(tmp_path, guard, arguments={"final_learning_rate": 1e-6}, **SMALL)
     assert guard.raised == []
     names = [row["name"] for row in events(trainer, "settings")[-1]["evidence"]["rows"]]
-    assert names == ["learning_rate", "exploration_initial_eps", "replay_ratio"]
+    assert names == ["learning_rate", "exploration_initial_eps", "max_grad_norm", "replay_ratio"]
+
+
+class Operator(Callback):
+    """A scale of the learning rate and an override of the share, between iterations, as a control file sets them."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DQN)
+        pl_module.learning_rate_scale = 0.1 if 40 <= batch_idx < 60 else 1.0
+        # A row has five iterations: it ends without the override that was set in its first and released in its fourth.
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data.expert_share_override = 1.0 if 100 <= batch_idx < 103 else None
+
+
+def test_what_an_operator_does_between_two_iterations_is_no_fault(tmp_path: Path) -> None:
+    seed_everything(0)
+    data = ExpertDataModule(
+        ENV_ID,
+        16_000,
+        num_envs=4,
+        expert_share=0.02,
+        expert_share_decay=1.0,
+        expert_share_floor=0.02,
+        learning_starts=400,
+        steps_per_iteration=20,
+        updates_per_iteration=1,
+        batch_size=8,
+        eval_episodes=1,
+        eval_every=16_000,
+    )
+    guard = EffectiveSettings()
+    trainer = make_trainer(tmp_path, Operator(), guard, logger=False, enable_checkpointing=False, max_steps=200)
+    trainer.fit(DQN(data.spec, hidden_sizes=[8]), datamodule=data)
+    assert warnings_of(guard) == []
+    rates = guard.rows["learning_rate"]
+    assert [rates.low, rates.high] == pytest.approx([rates.configured] * 2)
+
+
+def test_the_table_is_shown_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit_small(tmp_path, EffectiveSettings(), **SMALL)
+    (message,) = [record.message for record in caplog.records if "configured and applied" in record.message]
+    assert "learning_rate" in message
 
 
 class NeverDecays(ExpertDataModule):
@@ -186,6 +238,10 @@ def test_the_share_of_a_real_run(data_class: type[ExpertDataModule], expected: l
     guard = EffectiveSettings()
     make_trainer(tmp_path, guard, logger=False, enable_checkpointing=False).fit(DQN(data.spec), datamodule=data)
     assert warnings_of(guard) == expected
+    share = guard.rows["expert_share"]
+    assert share.configured == 0.9
+    assert share.first == pytest.approx(0.9, abs=0.25)
+    assert (share.last < 0.1) is not bool(expected)
     torch.save(guard.state_dict(), tmp_path / "state.pt")
     other = EffectiveSettings()
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))

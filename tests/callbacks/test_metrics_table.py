@@ -12,6 +12,7 @@ from rlmods.callbacks import MetricsTable
 from rlmods.callbacks.clip_delta import ClipDelta
 from rlmods.callbacks.metrics_table import Column, short, title_line, value_line
 from rlmods.callbacks.probe_states import ProbeStates
+from rlmods.data import ExpertDataModule
 from rlmods.types import MixtureTotals, Observation, ReplayBatch, Transition
 
 
@@ -44,6 +45,15 @@ def test_probe_states_are_the_first_and_stay() -> None:
     other = ProbeStates(3)
     other.load_state_dict(probe.state_dict())
     assert other.percentiles(Doubles()) == found
+
+
+def test_probe_states_of_a_checkpoint_go_to_the_device_of_the_module(tmp_path: Path) -> None:
+    data, table = make_data(), MetricsTable(num_probe_states=32)
+    model = DQN(data.spec)
+    fit(tmp_path, model, data, table)
+    elsewhere = torch.device("meta")
+    table.on_train_start(model.trainer, model.to(elsewhere))
+    assert {column.device for column in table.probe.columns.values()} == {elsewhere}
 
 
 def test_probe_states_of_dicts() -> None:
@@ -99,6 +109,49 @@ def test_a_table_and_its_curves(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(0.0 < value <= 1.0 for _, value in curves["stability/clip_delta_max"])
 
 
+def cells_of(line: str) -> list[str]:
+    return [line[start : start + 10].strip() for start in range(0, len(line), 10)]
+
+
+def number(cell: str) -> float:
+    return float(cell.replace(",", ""))
+
+
+def test_parts_of_the_reward_overrides_and_rates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Points, death and levels are the environment's own; two updates on 64 transitions an iteration of 64 frames."""
+
+    class Overrides(Callback):
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            assert isinstance(pl_module, DQN)
+            pl_module.exploration_override = 0.25 if batch_idx in (2, 3) else None
+            trainer.datamodule.expert_share_override = 0.5 if batch_idx in (4, 5) else None  # type: ignore[attr-defined]
+
+    data = ExpertDataModule(
+        "rlmods/LaneShooter-v0",
+        512,
+        num_envs=16,
+        learning_starts=64,
+        steps_per_iteration=64,
+        updates_per_iteration=2,
+        eval_episodes=1,
+        env_kwargs={"max_episode_steps": 8},
+    )
+    table = MetricsTable(every_seconds=0.0, num_probe_states=32)
+    fit(tmp_path, DQN(data.spec), data, Overrides(), table)
+    titles, *rows = capsys.readouterr().out.splitlines()
+    cells = [dict(zip(cells_of(titles), cells_of(row), strict=True)) for row in rows]
+    assert {"points", "death", "shaping", "bonus", "levels", "updates/s", "samples/s"} <= cells[0].keys()
+    assert ["OVR" in row["ε"] for row in cells] == [False, True, False, False]
+    assert ["OVR" in row["expert"] for row in cells] == [False, False, True, False]
+    assert [row["levels"] for row in cells] == ["0"] * 4
+    # Samples of two mini-batches of 64 for two updates.
+    for row in cells[1:]:
+        assert number(row["samples/s"]) == pytest.approx(64 * number(row["updates/s"]), abs=64)
+        assert number(row["updates/s"]) == pytest.approx(number(row["fps"]) / 32, abs=1.0)
+
+
 class Mixed:
     """What a data module with an expert says, after so many points: the expert leaves, and both stay as they are."""
 
@@ -122,13 +175,22 @@ def test_lines() -> None:
     assert title_line(columns) == "        a         b"
     assert value_line(columns, {"x": 1.25, "y": 12345.0}) == "      1.2    12,345"
     assert value_line(columns, {}) == "        –         –"
+    assert value_line(columns, {"x": 1.25, "y": 5.0}, ["x"]) == "  1.2 OVR         5"
     assert [short(frames) for frames in (100_000, 5_000_000, 1_500, 2_000)] == ["100k", "5M", "1500", "2k"]
+
+
+def test_probe_states_that_are_there_after_whole_iterations_are_not_refused(tmp_path: Path) -> None:
+    data = make_data(learning_starts=1)
+    fit(tmp_path, DQN(data.spec), data, MetricsTable(num_probe_states=50))
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
     data = make_data(learning_starts=100)
     with pytest.raises(ValueError, match=r"num_probe_states = 101, but the replay holds 100 transitions when"):
         fit(tmp_path, DQN(data.spec), data, MetricsTable(num_probe_states=101))
+    data = make_data(learning_starts=100, buffer_size=64)
+    with pytest.raises(ValueError, match=r"num_probe_states = 65, but the replay holds 64 transitions when"):
+        fit(tmp_path, DQN(data.spec), data, MetricsTable(num_probe_states=65))
     with pytest.raises(ValueError, match="expected 1 or more"):
         MetricsTable(num_probe_states=0)
     with pytest.raises(ValueError, match="expected 0 or more"):

@@ -68,6 +68,16 @@ def test_a_round_trip_goes_on_alike() -> None:
     assert other.mean(100) == windows.mean(100)
 
 
+def test_many_small_rows_are_taken_together() -> None:
+    """30,000 rows of a frame, worth its number in thousandths: they become rows of ten frames."""
+    windows = RewardWindows([1_000, 20_000])
+    for end in range(1, 30_001):
+        windows.append(Row(end, 1, end / 1e3))
+    assert len(windows.rows) == 2_000
+    assert windows.mean(1_000) == pytest.approx(29.5005)
+    assert windows.slope(20_000) == pytest.approx(1e3)
+
+
 @pytest.mark.parametrize("sizes", [[], [0, 5], [5, 5], [9, 5]])
 def test_sizes_ascend(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match=r"got windows of .* expected some numbers above 0 in ascending order"):

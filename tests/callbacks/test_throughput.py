@@ -54,6 +54,9 @@ def test_an_evaluation_is_never_counted_as_training() -> None:
     assert totals.shares() == {"learn": 0.6, "collect": 0.4, "policy": 0.2, "environments": 0.1}
     assert describe_rates(totals) == "train 20/s, eval 50/s, end to end 10/s"
     assert describe_shares(totals) == "collect 40 % (policy 20 %, environments 10 %), learn 60 %"
+    assert describe_shares(totals._replace(sampling=1.0)) == (
+        "collect 40 % (policy 20 %, environments 10 %), sample 10 %, learn 60 %"
+    )
     first = Totals(100, 5.0, 0.0, 0.0, 3.0, 2.0, 1.0, 0.5)
     assert totals.since(first).rates() == {"train": 20.0, "eval": 50.0, "end_to_end": 100 / 15}
 

@@ -6,17 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from guarding import (
-    ACT,
-    Stranger,
-    as_lists,
-    causes,
-    events,
-    fit_small,
-    fit_stranger,
-    transitions,
-    warnings_of,
-)
+from guarding import ACT, Stranger, as_lists, causes, events, fit_small, fit_stranger, transitions, warnings_of
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -58,6 +48,7 @@ HEALTHY = ValueWindow(
     transitions=64.0,
     requires_grad=0.0,
     episode_length=20.0,
+    terminations_lost=0.0,
     discount_ignored=math.nan,
     bootstrap_outside=math.nan,
     entropy=math.nan,
@@ -152,7 +143,7 @@ def test_a_divergence_is_acted_on_and_goes_on_being_wrong(start: float) -> None:
 def test_a_tenth_of_the_values_outside_is_a_warning_after_three_windows() -> None:
     watch = detector()
     few = HEALTHY._replace(q_high=140.0, q_outside=0.09)
-    assert not any(watch.update(few) for _ in range(10))
+    assert not any(causes(watch.update(few)) for _ in range(10))
     windows = [HEALTHY._replace(q_high=106.0, q_outside=0.11)] * 4  # 5 % of the size 100, and 1 % more
     said = [causes(watch.update(window)) for window in windows]
     assert said == [[], [], ["value_out_of_bounds"], ["value_out_of_bounds"]]

@@ -99,6 +99,35 @@ def test_evaluations_follow_eval_every_and_there_is_one_at_the_very_end(
     assert model.evaluated_at == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({}, 30),
+        ({"learning_starts": 0}, 10),
+        ({"learning_starts": 31}, 40),
+        ({"n_steps": 3}, 28),
+        ({"n_steps": 3, "num_envs": 5}, 20),
+        ({"buffer_size": 25}, 25),
+    ],
+)
+def test_what_the_replay_holds_at_the_first_update(settings: dict[str, Any], size: int, tmp_path: Path) -> None:
+    data = make_data(**settings)
+
+    class Look(DQN):
+        held: int | None = None
+
+        def training_step(self, batch: ReplayBatch, batch_idx: int) -> dict[str, Tensor]:
+            if batch.num_updates and self.held is None:
+                self.held = data.replay_size
+            return super().training_step(batch, batch_idx)
+
+    model = Look(data.spec)
+    fit(tmp_path, data, model)
+    assert data.first_replay_size == size
+    assert model.held is not None
+    assert size <= model.held <= size + (data.n_steps - 1) * data.num_envs
+
+
 def test_native_environments_meet_the_budget_within_one_vector_step(tmp_path: Path) -> None:
     data = make_data(num_envs=8, steps_per_iteration=16, total_env_steps=800, learning_starts=100)
     model = Spy(data.spec)

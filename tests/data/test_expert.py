@@ -173,6 +173,9 @@ def test_an_override_takes_the_place_of_the_schedule_which_goes_on_counting(tmp_
         data.expert_share_override = 0.5
     make_trainer(tmp_path).fit(Overrides(data.spec), datamodule=data)
     assert shares == [1.0] * 11 + [0.4] * 8 + [0.2] * 5
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"expert_share_override = .*, expected a probability in"):
+            data.expert_share_override = share
 
 
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path: Path) -> None:
@@ -189,6 +192,14 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path: Path) -> None
     assert state["expert_returns"] == {2: pytest.approx(torch.full((3,), 500.0, dtype=torch.float64))}
     assert any(name.endswith(".expert.pt") for name in state["files"])
     assert isinstance(resumed_data.segments, ReplaySegments)
+
+
+def test_the_experts_score_is_that_of_the_games_that_are_played_now(tmp_path: Path) -> None:
+    fit(tmp_path / "half", make_data(), max_steps=13)
+    (half,) = (tmp_path / "half").glob("lightning_logs/*/checkpoints/*.ckpt")
+    resumed = make_data(eval_episodes=2)
+    fit(tmp_path / "resumed", resumed, ckpt_path=half)
+    assert [len(returns) for returns in resumed._expert_returns.values()] == [2]
 
 
 @pytest.mark.parametrize(("limit", "updates"), [(None, [3] * 20), (0.9, [2, 2, 2, 3, 2, 2, 2, 3]), (0.1, [0, 0, 0, 1])])
@@ -230,7 +241,16 @@ def test_reward_bounds_are_written_into_the_spec() -> None:
         ({"expert_share_decay": 1.1}, r"expert_share_decay = 1.1, expected a factor in \(0, 1\]"),
         ({"expert_share_decay_steps": 0}, "expert_share_decay_steps = 0, expected at least 1"),
         ({"expert_care_scale": -1.0}, "expert_care_scale = -1.0, expected a factor from 0"),
-        ({"max_replay_ratio": 0.0}, "max_replay_ratio = 0.0, expected a ratio above 0.*args.max_replay_ratio 8"),
+        ({"expert_care_scale": float("inf")}, "expert_care_scale = inf, expected a factor from 0"),
+        (
+            {"env_id": "Pendulum-v1"},
+            "got the continuous actions of Pendulum-v1, expected discrete ones",
+        ),
+        ({"max_replay_ratio": 0.0}, "max_replay_ratio = 0.0, expected a finite ratio above 0.*args.max_replay_ratio 8"),
+        (
+            {"max_replay_ratio": float("inf")},
+            "max_replay_ratio = inf, expected a finite ratio above 0",
+        ),
         ({"replay_strata": {"recent": 0.5}}, "add up to 0.5, expected shares from 0 that add up to 1"),
         (
             {"replay_strata": {"recent": 1.0}, "prioritized_replay": True},

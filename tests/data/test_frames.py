@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlmods.data import frames as frames_module
-from rlmods.data import replay as replay_module
+from rlmods.data import memory
 from rlmods.data.frames import FrameRing
 from rlmods.data.replay import PrioritizedReplayBuffer, ReplayBuffer
 from rlmods.data.segments import ReplaySegments
@@ -287,7 +287,7 @@ def test_the_formula_is_what_is_allocated() -> None:
 
 
 def test_frames_beyond_the_memory_are_refused_with_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_module, "_available_memory", lambda: 10 * 2**20)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10 * 2**20)
     with pytest.raises(ValueError, match=r"takes 7\.75 GiB.*try --data\.init_args\.buffer_size \d+") as error:
         ReplayBuffer(make_spec(4, 84, floats=53), 1_000_000, seed=0)
     ReplayBuffer(make_spec(4, 84, floats=53), int(str(error.value).split()[-1]), seed=0)

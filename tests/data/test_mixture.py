@@ -94,6 +94,22 @@ def test_golden_accounts() -> None:
     assert mixture.means() == {"rollout/ep_rew_network_mean": 3.0, "rollout/ep_rew_expert_mean": 5.0}
 
 
+def test_frames_that_need_care_are_counted_with_the_step_that_was_decided() -> None:
+    """Three frames need care; one of them only resets."""
+    mixture = ExpertMixture(HALF, 2, seed=0)
+    for care in ([True, False], [True, True]):
+        mixture.choose(zeros(2), lambda: zeros(2), np.array(care), 0)
+    results = [step([0.0, 0.0], [False, True], [True, True]), step([0.0, 0.0], [False, False], [True, False])]
+    mixture.count(results, [np.array([False, False])] * 2)
+    assert mixture.frames_with_care == 2
+    mixture.choose(zeros(2), lambda: zeros(2), None, 0)
+    mixture.count([step([0.0, 0.0], [False, False], [True, True])], [np.array([False, False])])
+    assert mixture.frames_with_care == 2
+    other = ExpertMixture(HALF, 2, seed=1)
+    other.load_state_dict(mixture.state_dict())
+    assert other.frames_with_care == 2
+
+
 class Left:
     """Does 0 everywhere."""
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlmods.data import replay as replay_module
+from rlmods.data import memory
 from rlmods.data.replay import PrioritizedReplayBuffer, ReplayBuffer
 from rlmods.types import EnvSpec, Transition
 
@@ -162,7 +162,7 @@ def test_what_a_buffer_costs() -> None:
 
 
 def test_a_buffer_beyond_the_memory_is_refused_with_one_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_module, "_available_memory", lambda: 10 * 2**20)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10 * 2**20)
     with pytest.raises(ValueError, match=r"10\.0 MiB are available: try --data\.init_args\.buffer_size \d+") as error:
         ReplayBuffer(SPEC, 2**20, seed=0)
     ReplayBuffer(SPEC, int(str(error.value).split()[-1]), seed=0)

@@ -1,5 +1,6 @@
 """What `Environments` returns, against an oracle: a counter whose every observation says where it was taken."""
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -172,3 +173,18 @@ def test_render_of_environments_made_without_it_says_what_to_type() -> None:
     environments.reset(seed=0)
     with pytest.raises(RuntimeError, match="render=True"):
         environments.render()
+
+
+def test_an_experts_actions_count_from_0_as_all_others_do() -> None:
+    class WithExpert(SyncVectorEnv[Any, Any]):
+        def expert_action(self) -> npt.NDArray[np.int64]:
+            return np.array([5, 6, 5])  # of Discrete(2, start=5)
+
+    counters = [Counter(4, "truncated", False) for _ in range(3)]
+    environments = Environments(WithExpert([partial(next, iter([counter])) for counter in counters]), SPEC)
+    environments.reset(seed=0)
+    action = environments.expert_action()
+    assert action is not None
+    assert action.tolist() == [0, 1, 0]
+    environments.step(action)
+    assert [counter.last_action for counter in counters] == [5, 6, 5]

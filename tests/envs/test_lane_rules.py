@@ -243,7 +243,7 @@ def test_a_spike_kills_in_the_zoom_phase() -> None:
 
 def test_at_the_bottom_the_next_level_begins() -> None:
     """500 points after 32 frames of flight; the superzap is back, the spikes are gone."""
-    env = quiet_game()
+    env = quiet_game(max_episode_steps=34)
     env.board.has_zap[:] = False
     env.board.spikes[9] = 0xFF00
     seen = rewards(env, *[STILL] * 33)
@@ -252,6 +252,8 @@ def test_at_the_bottom_the_next_level_begins() -> None:
     assert (board.level.tolist(), board.quota.tolist(), board.has_zap.tolist()) == ([2], [10], [True])
     assert not board.spikes.any()
     assert board.zoom.tolist() == [-1]
+    sums = env.step(np.array([STILL]))[4]["final_info"]["episode_sums"]
+    assert (sums["points"].tolist(), sums["levels"].tolist()) == ([5.0], [1.0])
 
 
 def test_a_shot_shortens_the_spike_ahead() -> None:

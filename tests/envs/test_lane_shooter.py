@@ -26,6 +26,7 @@ from rlmods.types import Observation
 
 ENV_ID = "rlmods/LaneShooter-v0"
 ALL_STREAMS = {"shaping": 0.5, "bonus": 0.5, "death_penalty": 2.0}
+STREAMS = ("points", "death", "shaping", "bonus")
 
 Array = npt.NDArray[Any]
 
@@ -166,12 +167,20 @@ def test_streams_are_summed_apart_and_add_up_to_the_return() -> None:
         over = result.terminated | result.truncated
         if over.any():
             sums = {name: summed[over] for name, summed in result.sums.items()}
-            np.testing.assert_allclose(sum(sums.values()), returns[over], atol=1e-4)
+            np.testing.assert_allclose(sum(sums[name] for name in STREAMS), returns[over], atol=1e-4)
             np.testing.assert_array_equal(sums["death"], -2.0 * result.terminated[over])
             assert all(np.isnan(summed[~over]).all() for summed in result.sums.values())
             ended += int(over.sum())
         returns[over] = 0.0
     assert ended > 16
+
+
+class Still:
+    """Does nothing."""
+
+    def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> torch.Tensor:
+        assert isinstance(observation, torch.Tensor)
+        return torch.full((len(observation),), STILL)
 
 
 def test_streams_become_curves() -> None:
@@ -180,16 +189,11 @@ def test_streams_become_curves() -> None:
     statistics = EpisodeStatistics(2)
     environments.reset(0)
 
-    class Still:
-        def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> torch.Tensor:
-            assert isinstance(observation, torch.Tensor)
-            return torch.full((len(observation),), STILL)
-
     evaluator = EpisodeEvaluator(environments, gamma=0.9, seed=0, env_steps=0, device=torch.device("cpu"))
     episodes = evaluator.run(Still())
     assert episodes.sums is not None
     assert episodes.sums["death"].tolist() == [-10.0, -10.0]
-    torch.testing.assert_close(sum(episodes.sums.values()), episodes.returns)
+    torch.testing.assert_close(sum(episodes.sums[name] for name in STREAMS), episodes.returns)
     environments.reset(0)
     while not statistics.means():
         statistics.count([environments.step(np.full(2, STILL))])
@@ -221,6 +225,16 @@ def test_the_bonus_is_for_the_first_time() -> None:
     assert rewards(env, FIRE) == [pytest.approx(0.5 / 2**0.5)]
     assert rewards(env, FIRE, STILL) == [0.0, 0.0]
     assert rewards(env, RIGHT) == [pytest.approx(0.5 / 3**0.5)]
+
+
+def test_the_same_games_are_worth_the_same_whoever_has_played_them_before() -> None:
+    """A bonus that remembered across seeds would favour the first one, and a resumed run's evaluation."""
+    environments = make_envs(ENV_ID, 4, env_kwargs={"bonus": 0.5, "max_episode_steps": 30})
+    evaluator = EpisodeEvaluator(environments, gamma=0.9, seed=0, env_steps=0, device=torch.device("cpu"))
+    first, second = (evaluator.run(Still()) for _ in range(2))
+    assert first.sums is not None
+    assert float(first.sums["bonus"].min()) > 0.0
+    torch.testing.assert_close(second.returns, first.returns, rtol=0, atol=0)
 
 
 # Streams and state

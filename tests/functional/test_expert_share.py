@@ -26,6 +26,11 @@ def test_golden_floor_of_the_post_mortem() -> None:
     assert expert_share(5_620_000, **SEED) == 0.10
 
 
+@pytest.mark.parametrize(("decay", "steps"), [(0.5, 29), (0.5, 39), (0.9, 4), (0.99, 2), (0.99, 13)])
+def test_a_floor_that_is_a_power_of_the_decay_is_reached_with_it(decay: float, steps: int) -> None:
+    assert expert_floor_reached(start=1.0, decay=decay, decay_steps=10, floor=decay**steps) == 10 * steps
+
+
 def test_a_floor_that_is_never_reached() -> None:
     assert expert_floor_reached(start=0.5, decay=1.0, decay_steps=10, floor=0.1) == math.inf
     assert expert_floor_reached(start=0.5, decay=0.9, decay_steps=10, floor=0.0) == math.inf
