@@ -7,11 +7,15 @@ import pytest
 import torch
 from hypothesis import settings
 from installed_wheel import Installed, find_installed, install_wheel
+from tensorboard.summary.writer import event_file_writer
 
 # The machine may be busy with other things: a deadline would time it, not the code.
 settings.register_profile("rlmods", deadline=None)
 settings.load_profile("rlmods")
 torch.set_num_threads(1)
+# TensorBoard reads the files of one second in the order of their names, which end in this number: 10 before 9.
+# A run that is stopped and resumed within a second, as only tests do, must not have its parts exchanged.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(100_000)
 
 
 @pytest.fixture(scope="session")
