@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 from rlmods.callbacks.detectors import Confirmation, Severity, Verdict, verdict_fields, verdict_of
 
-# Rows of a kind, at least, before a mean over them is spoken of.
-_TERMINALS, _ENDS = 256, 10
+# Rows of a kind, at least, before a mean over them is spoken of; the last, where none of them is terminal.
+_TERMINALS, _ENDS, _ENDLESS = 256, 10, 2**18
 # What is expected of terminal rows relative to others: 1 where the head knows nothing, whatever the rate of ends. On a
 # healthy CartPole, with one terminal row in a hundred, it was 0.69. A share that falls by so much in three blocks is
 # being learned.
 _BLIND, _LEARNING = 0.9, 0.05
-# The predicted probability of an end may be so many times the true one, or one so-manieth.
-_FACTOR = 3.0
+# The predicted probability of an end may be so many times the true one, or one so-manieth; where that comes closer by a
+# factor of e**0.2 in three blocks, it is being learned.
+_FACTOR, _CLOSER = 3.0, 0.2
 # Ends that uniform replay must show at least: none of so many has the probability e⁻²⁰.
 _EXPECTED_ENDS = 20.0
 
@@ -33,7 +34,8 @@ class ContinuationWindow(NamedTuple):
     cut_episodes: float  # whole episodes in a sequence that were truncated
     shortest: float  # of them, rows; inf where there is none
     longest: float  # −inf where there is none
-    episode_length: float  # mean of the training episodes; NaN where it is not known
+    env_steps: float  # of the run so far, over all processes
+    episode_length: float  # mean of the training episodes; NaN before the first has ended
 
 
 class ContinuationDetector:
@@ -53,9 +55,10 @@ class ContinuationDetector:
         """Start anew: at the beginning, and after the weights have jumped."""
         self.updates = 0.0
         self.at_ends: list[float] = []  # of the last blocks: γ·P(goes on) at terminal rows, relative to others
-        self.miscalibrated = Confirmation(3, 3)
+        self.off_by: list[float] = []  # of the last blocks: |ln(predicted/true probability of an end)|
         self.endless = Confirmation(3, 3)
-        self.seen = {"rows": 0.0, "ends": 0.0, "terminal": 0.0, "cut_episodes": 0.0}
+        self.seen = {"rows": 0.0, "ends": 0.0, "terminal": 0.0, "cut_episodes": 0.0, "expected_ends": 0.0}
+        self.knows_an_end = False  # whether an episode had ended before this window
         self.lengths = [math.inf, -math.inf]  # of truncated episodes
         # Of the block that is being filled.
         self.sums = dict.fromkeys(_SUMMED, 0.0)
@@ -67,10 +70,14 @@ class ContinuationDetector:
         self.seen["rows"] += window.running + window.terminal
         for name in ("ends", "terminal", "cut_episodes"):
             self.seen[name] += getattr(window, name)
+        if self.knows_an_end:
+            # One end at least is among all the steps, and replay is uniform or prefers what is new.
+            self.seen["expected_ends"] += (window.running + window.terminal) / max(window.env_steps, 1.0)
+        self.knows_an_end = not math.isnan(window.episode_length)
         self.lengths = [min(self.lengths[0], window.shortest), max(self.lengths[1], window.longest)]
         for name in _SUMMED:
             self.sums[name] += getattr(window, name)
-        if self.sums["terminal"] >= _TERMINALS:
+        if self.sums["terminal"] >= _TERMINALS or (not self.sums["terminal"] and self.sums["running"] >= _ENDLESS):
             self._judge_block()
         # Where an identity is broken, what is counted is too.
         return self._identities(window) or [*self._ends(window), *self.block_verdicts]
@@ -107,18 +114,18 @@ class ContinuationDetector:
     # What was replayed
 
     def _ends(self, window: ContinuationWindow) -> list[Verdict]:
-        rows, ends = self.seen["rows"], self.seen["ends"]
+        rows, ends, expected = self.seen["rows"], self.seen["ends"], self.seen["expected_ends"]
         if self.seen["terminal"] > 0:
             return []
         evidence: dict[str, Any] = {**self.seen}
         if ends == 0:
-            if not rows / window.episode_length > _EXPECTED_ENDS:
+            if not expected > _EXPECTED_ENDS:
                 return []
             evidence |= {"episode_length": window.episode_length}
             message = (
                 f"no end of an episode among {rows:,.0f} rows that were replayed, while the episodes of the training "
-                f"end after {window.episode_length:.4g} steps: {rows / window.episode_length:.0f} were to be expected. "
-                "The model cannot learn that anything ends"
+                f"end after {window.episode_length:.4g} steps: {expected:.0f} were to be expected at least. The model "
+                "cannot learn that anything ends"
             )
             return [Verdict("ends_not_replayed", Severity.WARN, message, evidence)]
         shortest, longest = self.lengths
@@ -145,7 +152,7 @@ class ContinuationDetector:
         rows = sums["running"] + sums["terminal"]
         running = sums["predicted_running"] / sums["running"] if sums["running"] else math.nan
         gamma = sums["target_running"] / sums["running"] if sums["running"] else math.nan
-        at_end = sums["predicted_terminal"] / sums["terminal"]
+        at_end = sums["predicted_terminal"] / sums["terminal"] if sums["terminal"] else math.nan
         ends, expected = 1.0 - (sums["predicted_running"] + sums["predicted_terminal"]) / rows, 1.0
         expected -= sums["target_running"] / rows
         evidence = {
@@ -155,8 +162,8 @@ class ContinuationDetector:
             "rows": rows,
             "terminal_rows": sums["terminal"],
         }
-        self.at_ends = [*self.at_ends, at_end / running][-3:]
-        is_learning = self.at_ends[-1] < self.at_ends[0] - _LEARNING
+        self.at_ends = [*self.at_ends, at_end / running][-3:] if sums["terminal"] else self.at_ends
+        is_learning = bool(self.at_ends) and self.at_ends[-1] < self.at_ends[0] - _LEARNING
         if len(self.at_ends) == 3 and min(self.at_ends) > _BLIND and not is_learning:
             message = (
                 f"where episodes end for good the model expects {at_end:.3f} of going on, and {running:.3f} elsewhere "
@@ -164,7 +171,9 @@ class ContinuationDetector:
                 "dream ends. Is its loss part of the sum, with a gradient into the latents?"
             )
             self.block_verdicts.append(Verdict("continuation_blind", Severity.WARN, message, evidence))
-        if self.miscalibrated.update(not expected / _FACTOR <= ends <= _FACTOR * expected):
+        self.off_by = [*self.off_by, abs(math.log(max(ends, 1e-9) / expected))][-3:]
+        is_learning = self.off_by[-1] < self.off_by[0] - _CLOSER
+        if len(self.off_by) == 3 and min(self.off_by) > math.log(_FACTOR) and not is_learning:
             message = (
                 f"the model lets go of {ends:.4f} of the future a step, the replayed rows of {expected:.4f}: dreams "
                 f"look {1.0 / max(ends, 1e-9):,.0f} steps ahead instead of {1.0 / expected:,.0f} (in 3 blocks)"
@@ -185,24 +194,25 @@ class ContinuationDetector:
     def state_dict(self) -> dict[str, Any]:
         """Everything that it remembers."""
         return {
-            "confirmations": {name: getattr(self, name).state_dict() for name in _CONFIRMED},
+            "endless": self.endless.state_dict(),
             "updates": self.updates,
             "seen": dict(self.seen),
+            "knows_an_end": self.knows_an_end,
             "lengths": list(self.lengths),
             "at_ends": list(self.at_ends),
+            "off_by": list(self.off_by),
             "sums": dict(self.sums),
             "block": [verdict_fields(verdict) for verdict in self.block_verdicts],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on."""
-        for name in _CONFIRMED:
-            getattr(self, name).load_state_dict(state_dict["confirmations"][name])
-        self.updates = state_dict["updates"]
+        self.endless.load_state_dict(state_dict["endless"])
+        self.updates, self.knows_an_end = state_dict["updates"], state_dict["knows_an_end"]
         self.seen, self.sums = dict(state_dict["seen"]), dict(state_dict["sums"])
         self.lengths, self.at_ends = list(state_dict["lengths"]), list(state_dict["at_ends"])
+        self.off_by = list(state_dict["off_by"])
         self.block_verdicts = [verdict_of(fields) for fields in state_dict["block"]]
 
 
-_CONFIRMED = ("miscalibrated", "endless")
 _SUMMED = ("running", "predicted_running", "target_running", "terminal", "predicted_terminal")

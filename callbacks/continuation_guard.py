@@ -9,15 +9,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from rlmods.callbacks.continuation_detector import ContinuationDetector, ContinuationWindow
-from rlmods.callbacks.safeguard import Mode, Readings, Safeguard, is_window, require_signals
+from rlmods.callbacks.safeguard import Mode, Readings, Safeguard, clock, is_window, require_signals
 from rlmods.callbacks.sequences import require_fields
 from rlmods.types import ExperienceSource
 
 _FIELDS = ("is_first", "is_last", "is_terminal")
 _SIGNALS = ("continuation", "discount")
 _NUMBERS = ContinuationWindow._fields
-# The last three are no sums: shortest, longest, and episode_length, which no batch knows.
-_SUMS = len(_NUMBERS) - 3
+# The last four are no sums: shortest, longest, and env_steps and episode_length, which no batch knows.
+_SUMS = len(_NUMBERS) - 4
 
 
 class ContinuationGuard(Safeguard):
@@ -32,11 +32,13 @@ class ContinuationGuard(Safeguard):
     - `truncation_as_termination`: that of every other row is not.
     - `episode_ends_lost`: an episode begins after the last row of another.
 
-    Of blocks of 256 terminal rows with all others that came with them, three blocks in a row, as warnings:
+    Of blocks of 256 terminal rows with all others that came with them, or of 262,144 rows of which none is terminal,
+    three blocks in a row, as warnings:
 
     - `continuation_blind`: terminal rows are expected to go on more than nine tenths as much as others, and no less
       with time.
-    - `continuation_miscalibrated`: the predicted share that ends is more than three times the true one, or a third.
+    - `continuation_miscalibrated`: the predicted share that ends is more than three times the true one, or a third, and
+      does not come closer.
     - `continuation_above_gamma`: where episodes go on, dreams look more than three times as far as γ.
 
     And of what was replayed: `ends_not_replayed` and `terminals_stored_as_truncations`, warnings; `no_terminal_seen`,
@@ -85,8 +87,8 @@ class ContinuationGuard(Safeguard):
             return
         counts = _nothing() if self._counts is None else self._counts
         self._counts = None
-        length = torch.tensor([_episode_length(trainer)])
-        statistics = torch.cat([counts.to(pl_module.device), length.to(pl_module.device)])
+        clocks = torch.tensor([float(clock(trainer)), _episode_length(trainer)])
+        statistics = torch.cat([counts.to(pl_module.device), clocks.to(pl_module.device)])
         arrived = self._readings.exchange(trainer, statistics)
         if arrived is not None:
             self._decide(trainer, _of_all_processes(arrived[0]))
@@ -128,7 +130,7 @@ class ContinuationGuard(Safeguard):
 
 @torch.no_grad()
 def count_batch(predicted: Tensor, target: Tensor, is_first: Tensor, is_last: Tensor, is_terminal: Tensor) -> Tensor:
-    """The numbers of `ContinuationWindow` but for the last, of one iteration.
+    """The numbers of `ContinuationWindow` but for the last two, of one iteration.
 
     Args:
         predicted: `[K, T, B]`, γ·P(goes on).
@@ -151,7 +153,7 @@ def count_batch(predicted: Tensor, target: Tensor, is_first: Tensor, is_last: Te
         is_terminal.sum(),
         (predicted * is_terminal).sum(),
         (is_terminal & (target > 0.0)).sum(),
-        (running & (target <= 0.0)).sum(),
+        (running & (target <= 0.0)).sum() * (target > 0.0).any(),  # with a discount of 0 all targets are
         is_last.sum(),
         (is_first[:, 1:] & ~is_last[:, :-1]).sum(),
         is_cut.sum(),
@@ -185,4 +187,4 @@ def _of_all_processes(rows: list[list[float]]) -> ContinuationWindow:
     sums = [sum(column) for column in columns[:_SUMS]]
     lengths = [length for length in columns[-1] if not math.isnan(length)]
     mean = sum(lengths) / len(lengths) if lengths else math.nan
-    return ContinuationWindow(*[*sums, min(columns[-3]), max(columns[-2]), mean])
+    return ContinuationWindow(*[*sums, min(columns[-4]), max(columns[-3]), columns[-2][0], mean])

@@ -7,6 +7,8 @@ from rlmods.callbacks.detectors import Confirmation, Severity, Verdict
 
 # Standard errors that a difference must have.
 _CERTAIN = 3.0
+# Returns are never scaled by less (Hafner et al. 2025, equation 12), so that smaller ones are noise to the actor too.
+_LEAST_SIZE = 1.0
 # Of the best evaluation that must be gone, and of the dreams' return then that must be left.
 _LOST, _PROMISED = 0.5, 0.9
 
@@ -44,14 +46,14 @@ class DreamGapDetector:
 
     def update(self, now: DreamEvaluation) -> list[Verdict]:
         """Take in an evaluation."""
-        if math.isnan(self.first_gap):
+        if math.isnan(self.first_gap) and not math.isnan(now.imagined):  # the first that has learned anything
             self.first_gap = now.gap
-        size = max(abs(now.discounted), 1e-6)
+        size = max(abs(now.discounted), _LEAST_SIZE)
         # A critic that begins at 0 overestimates a task of costs, and comes closer.
-        is_certain = now.gap > max(_CERTAIN * now.gap_sem, 1.5 * self.first_gap)
+        is_certain = now.gap > _CERTAIN * now.gap_sem and now.gap > 1.5 * self.first_gap
         found = []
         if self.exceeds.update(is_certain and now.gap > self.gap * size):
-            found.append(self._exceeds(now, now.gap / size))
+            found.append(self._exceeds(now))
         best = self.best
         if best is None or now.mean > best.mean:
             self.best = now
@@ -64,14 +66,14 @@ class DreamGapDetector:
         is_lost = lost > _LOST * abs(best.mean) and lost > _CERTAIN * math.hypot(best.sem, now.sem)
         return is_lost and now.imagined >= best.imagined - (1.0 - _PROMISED) * abs(best.imagined)
 
-    def _exceeds(self, now: DreamEvaluation, share: float) -> Verdict:
+    def _exceeds(self, now: DreamEvaluation) -> Verdict:
         message = (
             f"the value at the start states exceeds the discounted return that followed by {now.gap:.4g} "
-            f"(± {now.gap_sem:.2g}, {share:.0%} of {now.discounted:.4g}), in 3 evaluations in a row: dreams are better "
-            "than the world. Look at what the model makes of ends (ContinuationGuard) and of dreams in general "
+            f"(± {now.gap_sem:.2g}), which was {now.discounted:.4g}, in 3 evaluations in a row: dreams are better than "
+            "the world. Look at what the model makes of ends (ContinuationGuard) and of dreams in general "
             "(LatentGuard); then replay more, or dream shorter"
         )
-        evidence = {**now._asdict(), "share": share, "threshold": self.gap, "evaluations": 3}
+        evidence = {**now._asdict(), "threshold": self.gap, "least_size": _LEAST_SIZE, "evaluations": 3}
         return Verdict("value_exceeds_return", Severity.WARN, message, evidence)
 
     def _promises(self, best: DreamEvaluation, now: DreamEvaluation) -> Verdict:

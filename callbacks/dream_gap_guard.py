@@ -21,13 +21,14 @@ class DreamGapGuard(EvaluationSafeguard):
     the start states minus the discounted return that followed) and `eval/mean_discounted_reward`, where they are
     logged. The evaluation is of the policy as it is now, replayed episodes are not.
 
-    - `value_exceeds_return`, a warning: the gap is certain by three standard errors, above `gap` of the return, and
-      half as large again as it was first, in three evaluations in a row.
+    - `value_exceeds_return`, a warning: the gap is certain by three standard errors, above `gap` of the return (of 1
+      where that is smaller, as in the authors' scale of returns), and half as large again as at the first evaluation
+      after an update, in three evaluations in a row.
     - `dreams_go_on_promising`, a warning: two evaluations in a row have lost more than half of the best return, by
       three standard errors, while the mean dreamt return is within a tenth of what it was then, or above.
 
     Args:
-        gap: share of the discounted return by which the value may exceed it, above 0.
+        gap: share of the discounted return, or of 1, by which the value may exceed it, above 0.
         name: of the instance, in curves and events.
         mode: `observe` and `act` only raise alarms.
 

@@ -64,7 +64,7 @@ class KLSpikeDetector:
         return self.confirmation.is_on and self.score is not None and self.score > self.threshold
 
     def update(self, mean: float, *, is_paused: bool) -> list[Verdict]:
-        """Take in the mean of the signal over a window, NaN where there is none.
+        """Take in the mean of the signal over a window.
 
         While the groups are paused it is scored, but says nothing about the baseline.
         """
@@ -263,8 +263,10 @@ class KLSpikePause(StepSafeguard):
 
     def _decide(self, trainer: Trainer, means: list[float]) -> None:
         numbers = [mean for mean in means if not math.isnan(mean)]
+        if not numbers:
+            return  # no update was made, or none with the signal: that is no calm window
         is_paused = self.is_paused
-        verdicts = self.detector.update(sum(numbers) / len(numbers) if numbers else math.nan, is_paused=is_paused)
+        verdicts = self.detector.update(sum(numbers) / len(numbers), is_paused=is_paused)
         wants_pause = self.detector.is_spiking and not is_paused
         if self._cooldown and not is_paused:
             self._cooldown -= 1

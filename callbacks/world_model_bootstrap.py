@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -68,7 +67,8 @@ class WorldModelBootstrap(GroupPause):
             self._handle = submodules[self.policy].register_forward_hook(self._silence)
 
     def _silence(self, policy: nn.Module, _: Any, outputs: Tensor) -> Tensor | None:
-        return torch.zeros_like(outputs) if policy.training else None
+        # Not fresh zeros: with several processes every parameter must be a part of the loss.
+        return outputs * 0.0 if policy.training else None
 
     def leaves_out(self, number: int) -> bool:
         """The first of them."""

@@ -103,6 +103,21 @@ HEALTHY = [
     Case(id="time-limit", what="every episode is cut", data=SHORT),
     Case(id="acrobot", what="costs, and episodes that hardly end", data={"env_id": "Acrobot-v1"}),
     Case(id="pendulum", what="continuous actions, costs, no terminal state", data={"env_id": "Pendulum-v1"}),
+    Case(
+        id="no-reward",
+        what="no reward in games of six steps",
+        data={"env_kwargs": {"max_episode_steps": 6, "sutton_barto_reward": True}},
+    ),
+    Case(
+        id="late-ends",
+        what="the first end is that of four games of 100 steps at once",
+        data={"env_id": "Pendulum-v1", "env_kwargs": {"max_episode_steps": 100}},
+    ),
+    Case(
+        id="pixels",
+        what="images of 32 x 32",
+        data={"env_id": "rlmods/DotTracking-v0", "env_kwargs": {"image_size": 32}},
+    ),
     Case(id="small-buffer", what="200 rows", data={"buffer_size": 200}),
     Case(id="last-states", what="dreams from the last two states alone", model={"imagination_last": 2}),
     Case(id="quick", what="learning rate 0.003", model={"learning_rate": 3e-3}),

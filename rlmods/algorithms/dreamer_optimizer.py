@@ -47,9 +47,8 @@ def clip_adaptively_(parameters: Iterable[nn.Parameter], clip: float) -> Tensor:
 
 def clip_groups_(groups: Mapping[str, nn.Module]) -> Tensor:
     """Bound the norm of each group's gradient by its own MAX_GRAD_NORM; returns that of all together before."""
-    norms = [
-        clip_by_global_norm_(_gradients(module.parameters()), MAX_GRAD_NORM[name]) for name, module in groups.items()
-    ]
+    gradients = {name: found for name, module in groups.items() if (found := _gradients(module.parameters()))}
+    norms = [clip_by_global_norm_(found, MAX_GRAD_NORM[name]) for name, found in gradients.items()]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return norm
 

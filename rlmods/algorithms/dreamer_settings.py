@@ -1,14 +1,15 @@
 """Sizes of DreamerV3, and what its hyper-parameters must satisfy."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
 from rlmods.algorithms.dreamer_version import OF_VERSION
+from rlmods.functional.schedules import Schedule
 from rlmods.functional.value_bounds import discounted_value_bounds
 from rlmods.memory import available_memory, size_text
 from rlmods.networks.world_model import ModelSize
@@ -46,8 +47,8 @@ def check_dreamer_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: with what was got, what is expected and what to type.
     """
-    at_least_0: Range = (lambda value: value >= 0.0, "at least 0")
-    above_0: Range = (lambda value: value > 0.0, "above 0")
+    at_least_0: Range = (lambda value: 0.0 <= value < math.inf, "at least 0 and finite")
+    above_0: Range = (lambda value: 0.0 < value < math.inf, "above 0 and finite")
     at_least_1: Range = (lambda value: value >= 1, "at least 1")
     share: Range = (lambda value: 0.0 <= value <= 1.0, "in [0, 1]")
     mixed: Range = (lambda value: 0.0 <= value < 1.0, "in [0, 1)")
@@ -66,16 +67,24 @@ def check_dreamer_settings(settings: Mapping[str, Any]) -> None:
         "unimix": mixed,
         "actor_unimix": mixed,
         "num_bins": (lambda value: value >= 3 and value % 2 == 1, "that is odd and at least 3"),
-        "log_bound": above_0,
+        # Beyond it the last bin leaves float32.
+        "log_bound": (lambda value: 0.0 < value <= 80.0, "above 0 and at most 80"),
         "return_scale_rate": share,
         "slow_critic_tau": (lambda value: 0.0 < value <= 1.0, "in (0, 1]"),
         "slow_critic_coef": at_least_0,
         "replay_value_coef": at_least_0,
     }
-    if settings["size"] not in SIZES:
-        raise ValueError(
-            f"got size = {settings['size']!r}, expected one of {list(SIZES)}: type --model.init_args.size 1M"
-        )
+    words: dict[str, Collection[str]] = {
+        "size": SIZES,
+        "learning_rate_schedule": get_args(Schedule),
+        "eval_mode": ("both", "argmax", "sample"),
+    }
+    for name, known in words.items():
+        if settings[name] not in known:
+            raise ValueError(
+                f"got {name} = {settings[name]!r}, expected one of {list(known)}: type --model.init_args.{name} "
+                f"{next(iter(known))}"
+            )
     for name, (is_inside, expected) in ranges.items():
         if name in OF_VERSION and settings[name] is None:
             continue  # the version decides
@@ -114,38 +123,37 @@ def check_value_bins(bound: float, reward_bounds: Sequence[float] | None, gamma:
         )
 
 
-def check_model_memory(model: nn.Module, size: str, source: object, state_size: int) -> None:
+def check_model_memory(model: nn.Module, size: str, source: object, *, state_size: int, device: torch.device) -> None:
     """Whether training fits into memory, without what an update holds for its backward pass.
 
     Args:
-        model: whose parameters are allocated already.
+        model: whose parameters are allocated already, on the CPU.
         size: its name.
         source: the data module; where it is a `SizedReplay`, its replay counts.
         state_size: of a policy's state.
+        device: on which it is trained.
 
     Raises:
         ValueError: where it does not, with what it takes and what there is.
     """
     parameters = list(model.parameters())
     learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    total = _BYTES_PER_PARAMETER * learning + 4 * sum(
-        parameter.numel() for parameter in parameters if not parameter.requires_grad
-    )
     allocated = 4 * sum(parameter.numel() for parameter in parameters)
-    device = parameters[0].device
+    training = allocated + (_BYTES_PER_PARAMETER - 4) * learning
+    of_replay = source.replay_bytes(state_size) if isinstance(source, SizedReplay) else 0
+    said = f"got size = {size}, whose {learning:,} parameters with gradients and two moments take {size_text(training)}"
+    mend = f"type --model.init_args.size with a smaller one of {', '.join(SIZES)}"
     if device.type == "cuda":
-        of_replay, available = 0, torch.cuda.mem_get_info(device)[0]
-    else:
-        of_replay = source.replay_bytes(state_size) if isinstance(source, SizedReplay) else 0
-        known = available_memory()
-        if known is None:
-            return
-        available = known
-    if total - allocated + of_replay > available:
+        free = torch.cuda.mem_get_info(device)[0]
+        if training > free:
+            raise ValueError(f"{said} of {device}, expected at most the {size_text(free)} that are free there; {mend}")
+        training = allocated
+    available = available_memory()
+    missing = training - allocated + of_replay
+    if available is not None and missing > available:
         replay = f", and the replay {size_text(of_replay)}" if of_replay else ""
         raise ValueError(
-            f"got size = {size}, whose {learning:,} parameters with gradients and two moments take {size_text(total)}"
-            f"{replay}: {size_text(total - allocated + of_replay)} more than is allocated already, expected at most "
-            f"the {size_text(available)} that are available; type --model.init_args.size with a smaller one of "
-            f"{', '.join(SIZES)}{', or a smaller --data.init_args.buffer_size' if of_replay else ''}"
+            f"{said}{replay}: {size_text(missing)} more than is allocated already, expected at most the "
+            f"{size_text(available)} that are available; {mend}"
+            f"{', or a smaller --data.init_args.buffer_size' if of_replay else ''}"
         )

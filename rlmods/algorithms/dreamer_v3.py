@@ -216,7 +216,8 @@ class DreamerV3(Algorithm):
             return
         rank_zero_info(describe_version(self.hparams["version"], self.choices))
         check_value_bins(self.critic.bound, self.spec.get("settings", {}).get("reward_bounds"), self.gamma)
-        check_model_memory(self, self.hparams["size"], source, self.initial_state(1).shape[1])
+        state_size, device = self.initial_state(1).shape[1], self.trainer.strategy.root_device
+        check_model_memory(self, self.hparams["size"], source, state_size=state_size, device=device)
 
     # Acting
 

@@ -66,7 +66,15 @@ class RolloutCollector:
         """Of a policy that decides, before the next step, `[N, S]`; None before the first one."""
         return join_states(self._parts)
 
-    def collect(self, policy: Policy, num_steps: int, *, num_processes: int, device: torch.device) -> Rollout:
+    def collect(
+        self,
+        policy: Policy,
+        num_steps: int,
+        *,
+        num_processes: int,
+        device: torch.device,
+        rollout_device: torch.device | None = None,
+    ) -> Rollout:
         """T steps of all N environments.
 
         A policy that seeds its rollouts resets the environments before.
@@ -75,7 +83,8 @@ class RolloutCollector:
             policy: chooses the actions.
             num_steps: T.
             num_processes: multiplies the clock that the policy is given.
-            device: of the policy and of the rollout.
+            device: of the policy.
+            rollout_device: of the rollout, but for its actions and decisions; None takes that of the policy.
 
         Returns:
             Fields `[T, N, …]`; `env_steps` is that of this process, `progress` 0.
@@ -103,7 +112,7 @@ class RolloutCollector:
         if self.rewards is not None:
             self._fill_in_rewards()
         self.episodes.count(join_results(self._parts))
-        rollout = self._rollout(device)
+        rollout = self._rollout(rollout_device or device)
         for part in self._parts:
             part.forget()
         self.seconds = CollectionSeconds(by_policy, by_environments, perf_counter() - began)

@@ -56,6 +56,7 @@ class RolloutPart:
         else:
             if self.state is None:
                 self.state = self._deciding.initial_state(self.environments.num_envs)
+            self.state = self.state.to(device)  # that of a checkpoint comes on the CPU
             decision = self._deciding.decide(observation, self.state)
             self.states.append(self.state)
             self.decisions.append(decision)

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -63,7 +64,8 @@ class SequenceDataModule(ExperienceDataModule):
         train_ratio: steps replayed for each environment step, so that there are train_ratio / (B · T) updates for each.
             An action that is repeated over several frames is one step.
         learning_starts: environment steps before the first update, which waits for B · T rows in any case.
-        steps_per_iteration: environment steps between two blocks of updates, a multiple of `num_envs`.
+        steps_per_iteration: environment steps between two blocks of updates, a multiple of `num_envs`; so many that
+            `train_ratio` asks for an update at least.
         online_queue: draw each new window of T rows once, before all others.
         eval_episodes: episodes of one evaluation.
         eval_every: environment steps between two evaluations, rounded down to whole iterations, at least one.
@@ -76,7 +78,7 @@ class SequenceDataModule(ExperienceDataModule):
         double_buffering: with `workers`, the policy decides for one half of the environments while the other half
             steps. It changes the order of the policy's random numbers.
         resize: height and width to which pixels are reduced, next to the environment's step.
-        grayscale: whether that makes them grey.
+        grayscale: whether `resize` makes them grey.
         frame_stack: frames of one observation; of a dict the image alone is stacked.
         seed: of environments and replay; None takes the seed that torch was given.
 
@@ -246,6 +248,7 @@ class SequenceDataModule(ExperienceDataModule):
             self.steps_per_iteration // self.num_envs,
             num_processes=trainer.world_size,
             device=trainer.strategy.root_device,
+            rollout_device=torch.device("cpu"),  # where the replay is
         )
         replay.extend(joiner.rows(rollout))
         before, self._env_steps = self._env_steps, sum_over_processes(collector.env_steps, trainer)

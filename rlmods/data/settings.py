@@ -1,7 +1,7 @@
 """What a data module's settings must satisfy, said before anything is built."""
 
 from collections.abc import Mapping
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from typing import Any
 
 from rlmods.types import EnvSpec
@@ -109,6 +109,17 @@ def check_sequence_settings(settings: Mapping[str, Any], num_agents: int) -> Non
             "a budget that reaches the first update",
             f"total_env_steps {needed} or more, or a smaller batch_size or batch_length",
         )
+    update_steps = settings["batch_size"] * (length - 1)
+    if settings["train_ratio"] * settings["steps_per_iteration"] < update_steps:
+        steps = ceil(update_steps / settings["train_ratio"] / num_envs) * num_envs
+        _refuse(
+            f"steps_per_iteration = {settings['steps_per_iteration']} with train_ratio = {settings['train_ratio']:g}, "
+            f"batch_size = {settings['batch_size']} and batch_length = {length - 1}",
+            f"an update in each iteration, which replays {update_steps} steps",
+            f"steps_per_iteration {steps} or more, which leaves the number of updates as it is",
+        )
+    if settings["grayscale"] and settings["resize"] is None:
+        _refuse("grayscale = True without resize", "a size, because only resize makes images grey", "resize '[64, 64]'")
     _check_workers(settings, num_agents)
 
 

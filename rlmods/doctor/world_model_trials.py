@@ -154,16 +154,26 @@ def with_other_step(observation: Observation, other: Observation, *, before: boo
 def _actions(spec: EnvSpec, steps: int) -> Tensor:
     action = spec["action"]
     if action["kind"] == "continuous":
-        return torch.tensor(action["low"]).clamp(min=-1.0).expand(steps, ROWS, -1).clone()
+        return torch.tensor(action["low"]).expand(steps, ROWS, -1).clone()
     shape = (steps, ROWS) if action["kind"] == "discrete" else (steps, ROWS, len(action["nvec"]))
     return torch.zeros(shape, dtype=torch.int64)
 
 
+def has_choice(spec: EnvSpec) -> bool:
+    """Whether there is more than one action."""
+    return spec["action"]["kind"] == "continuous" or max(_choices(spec)) > 1
+
+
+def _choices(spec: EnvSpec) -> list[int]:
+    action = spec["action"]
+    return [action["n"]] if action["kind"] == "discrete" else action["nvec"]
+
+
 def other_action(spec: EnvSpec, action: Tensor) -> Tensor:
-    """Than those of `sequences`."""
+    """Than those of `sequences`, where there is a choice."""
     if spec["action"]["kind"] == "continuous":
-        return torch.tensor(spec["action"]["high"]).clamp(max=1.0).expand_as(action)
-    return torch.ones_like(action)
+        return torch.tensor(spec["action"]["high"]).expand_as(action)
+    return torch.ones_like(action).remainder(torch.tensor(_choices(spec)).view(spec["action"]["shape"]))
 
 
 @contextmanager

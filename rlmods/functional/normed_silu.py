@@ -54,13 +54,14 @@ def _in_cache(x: Tensor, scale: Tensor) -> Tensor:
     if x.numel() <= _CACHED_ELEMENTS:
         return F.silu((x * inverse_rms(x)).mul_(scale), inplace=True)
     activated = torch.empty_like(x)
-    for rows, out in zip(_chunks(x), _chunks(activated), strict=True):
+    for rows, out in zip(_chunks(x, scale), _chunks(activated, scale), strict=True):
         F.silu(torch.mul(rows, inverse_rms(rows), out=out).mul_(scale), inplace=True)
     return activated
 
 
-def _chunks(x: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(x, max(1, _CACHED_ELEMENTS // x[0].numel()))
+def _chunks(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    # Elsewhere each piece would be launched by itself, and there is no such cache.
+    return torch.split(x, max(1, _CACHED_ELEMENTS // scale.numel())) if x.device.type == "cpu" else (x,)
 
 
 def inverse_rms(x: Tensor) -> Tensor:
@@ -96,7 +97,8 @@ class _NormedSiLU(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         x, scale = ctx.saved_tensors
         of_x, of_scale = torch.empty_like(x), torch.zeros_like(scale)
-        for rows, gradient, out in zip(_chunks(x), _chunks(gradients[0]), _chunks(of_x), strict=True):
+        chunks = (_chunks(of_rows, scale) for of_rows in (x, gradients[0], of_x))
+        for rows, gradient, out in zip(*chunks, strict=True):
             inverse = inverse_rms(rows)
             normed = rows * inverse
             of_activation = torch.ops.aten.silu_backward(gradient, normed * scale)

@@ -397,10 +397,20 @@ def test_golden_the_learning_rate_rises_in_a_line(tmp_path: Path, update_steps: 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("learning_rate", 0.0), ("imagination_horizon", 0), ("gae_lambda", 1.5), ("unimix", 1.0), ("num_bins", 254)],
+    [
+        ("learning_rate", 0.0),
+        ("learning_rate", float("inf")),
+        ("imagination_horizon", 0),
+        ("gae_lambda", 1.5),
+        ("unimix", 1.0),
+        ("num_bins", 254),
+        ("log_bound", 81.0),  # at 89 the last bin is infinite
+        ("eval_mode", "mean"),
+        ("learning_rate_schedule", "exponential"),
+    ],
 )
 def test_settings_outside_their_range_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"got {name} = {value}, expected .*: type --model.init_args.{name}"):
+    with pytest.raises(ValueError, match=rf"got {name} = '?{value}'?, expected .*: type --model.init_args.{name}"):
         make_dreamer(**{name: value})
 
 

@@ -360,9 +360,13 @@ def test_dreams_from_the_last_states_alone() -> None:
 
 def test_dreams_from_the_very_last_state() -> None:
     """No replayed reward follows it: its replayed loss is 0."""
-    losses = make_dreamer(imagination_last=1).losses(make_sequences())
+    model = make_dreamer(imagination_last=1)
+    losses = model.losses(make_sequences())
     assert losses["actor"].shape == (1, 2)
     assert losses["replay_critic"].tolist() == [[0.0, 0.0]]
+    model.total(losses).backward()  # type: ignore[no-untyped-call]
+    gradients = [parameter.grad for parameter in model.critic.parameters()]
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def test_mixed_precision_has_single_precision_losses() -> None:

@@ -21,6 +21,8 @@ from rlmods.networks.normed import NormedLinear
 from rlmods.networks.rssm import RSSM, LatentState
 from rlmods.types import ActionSpec, EpisodeBatch
 
+CPU = torch.device("cpu")
+
 NAMES = list(VERSIONS)
 
 
@@ -343,15 +345,32 @@ def test_a_size_that_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -
     slow = sum(parameter.numel() for parameter in model.slow_critic.parameters())
     total, more = 16 * 637_381 + 4 * slow, 12 * 637_381 + 5 * 2**20
     monkeypatch.setattr(dreamer_settings, "available_memory", lambda: more)
-    check_model_memory(model, "1M", Replay(), 5)
+    check_model_memory(model, "1M", Replay(), state_size=5, device=CPU)
     monkeypatch.setattr(dreamer_settings, "available_memory", lambda: more - 1)
     with pytest.raises(
         ValueError, match=rf"637,381 parameters .* take {total / 2**20:.1f} MiB, and the replay 5.0 MiB"
     ):
-        check_model_memory(model, "1M", Replay(), 5)
-    check_model_memory(model, "1M", object(), 5)
+        check_model_memory(model, "1M", Replay(), state_size=5, device=CPU)
+    check_model_memory(model, "1M", object(), state_size=5, device=CPU)
     monkeypatch.setattr(dreamer_settings, "available_memory", lambda: None)
-    check_model_memory(model, "1M", Replay(), 2**40)
+    check_model_memory(model, "1M", Replay(), state_size=2**40, device=CPU)
+
+
+def test_on_a_gpu_the_networks_and_the_replay_lie_in_two_memories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parameters are still on the CPU when it is asked: all of the training is yet to be allocated there."""
+    from rlmods.algorithms import dreamer_settings
+
+    model, device = make_dreamer(), torch.device("cuda", 0)
+    slow = sum(parameter.numel() for parameter in model.slow_critic.parameters())
+    total = 16 * 637_381 + 4 * slow
+    monkeypatch.setattr(dreamer_settings, "available_memory", lambda: 5 * 2**20)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (total, total))
+    check_model_memory(model, "1M", Replay(), state_size=5, device=device)
+    with pytest.raises(ValueError, match=r"and the replay 6.0 MiB: 6.0 MiB more than .* at most the 5.0 MiB"):
+        check_model_memory(model, "1M", Replay(), state_size=6, device=device)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (total - 1, total))
+    with pytest.raises(ValueError, match=r"take 10.0 MiB of cuda:0, expected at most the 10.0 MiB that are free there"):
+        check_model_memory(model, "1M", Replay(), state_size=5, device=device)
 
 
 def test_a_checkpoint_of_another_version_is_refused() -> None:

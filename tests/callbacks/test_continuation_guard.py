@@ -28,6 +28,7 @@ KNOWS = ContinuationWindow(
     cut_episodes=0.0,
     shortest=math.inf,
     longest=-math.inf,
+    env_steps=100.0,
     episode_length=25.0,
 )
 NO_ENDS = KNOWS._replace(terminal=0.0, predicted_terminal=0.0, ends=0.0, running=1_000.0)
@@ -104,11 +105,33 @@ def test_a_model_that_still_learns_is_left_alone() -> None:
 
 
 def test_ends_that_are_never_replayed_are_told() -> None:
-    """Episodes of 25 steps: 20 ends were to be expected among 500 rows."""
-    window = NO_ENDS._replace(running=250.0)
-    assert said([window] * 3) == [[], [], ["ends_not_replayed"]]
+    """One end at least is among 100 steps: after it 20 were to be expected among 2,000 rows."""
+    window = NO_ENDS._replace(running=1_000.0)
+    assert said([window] * 4) == [[], [], [], ["ends_not_replayed"]]
     assert not any(said([window._replace(episode_length=math.nan)] * 50))
     assert not any(said([window._replace(ends=1.0), *[window] * 50]))
+
+
+def test_the_first_end_of_long_episodes_is_waited_for() -> None:
+    """Rows that were replayed before any episode had ended say nothing; and 1 row in 3,000 is rare."""
+    running = NO_ENDS._replace(running=65_536.0, env_steps=3_000.0)
+    ended = running._replace(episode_length=3_000.0)
+    assert said([running._replace(episode_length=math.nan)] * 20 + [ended]) == [[]] * 21
+    assert said([ended, ended]) == [[], ["ends_not_replayed"]]
+    assert said([ended, ended._replace(env_steps=10_000.0)]) == [[], []]
+
+
+def test_a_head_is_judged_where_nothing_is_terminal() -> None:
+    """Blocks of 2**18 rows. A head that says 1 instead of 0.99, one that ends too much, and one that learns not to."""
+    window = NO_ENDS._replace(running=2.0**18, ends=2.0**8, predicted_running=2.0**18, target_running=0.99 * 2.0**18)
+    wrong = [["continuation_miscalibrated", "continuation_above_gamma"], ["continuation_miscalibrated"], []]
+    for share, found in zip((1.0, 0.9, 0.99), wrong, strict=True):
+        said_so = window._replace(predicted_running=share * 2.0**18)
+        assert said([said_so] * 3) == [[], [], found]
+    learns = [window._replace(predicted_running=(0.99 - 0.9 * 0.8**i) * 2.0**18) for i in range(20)]
+    assert not any(said(learns))
+    half = window._replace(running=2.0**17, predicted_running=2.0**17, target_running=0.99 * 2.0**17)
+    assert said([half] * 5) == [[]] * 5
 
 
 def test_truncations_of_all_lengths_are_no_time_limit() -> None:
@@ -143,7 +166,7 @@ def flags(*rows: int, length: int = 6) -> Tensor:
 
 
 def counted(*columns: Tensor) -> ContinuationWindow:
-    return ContinuationWindow(*[*count_batch(*columns).tolist(), math.nan])
+    return ContinuationWindow(*[*count_batch(*columns).tolist(), math.nan, math.nan])
 
 
 def test_golden_counts() -> None:

@@ -43,6 +43,21 @@ def test_a_gap_of_the_start_that_shrinks_is_none() -> None:
     assert not any(said([costs._replace(gap=300.0 - 10.0 * i) for i in range(20)]))
 
 
+def test_where_nothing_is_gained_a_small_value_is_none() -> None:
+    """Rewards that are still 0 give start values that hardly differ: any gap is certain. Half of 1 is too much."""
+    nothing = DreamEvaluation(mean=0.0, sem=0.0, discounted=0.0, gap=0.0, gap_sem=0.0, imagined=math.nan)
+    rising = [nothing._replace(gap=0.003 * i, gap_sem=1e-5, imagined=0.003 * i) for i in range(1, 20)]
+    assert not any(said([nothing, *rising]))
+    dreamt = nothing._replace(gap=0.6, imagined=0.6)
+    assert said([nothing._replace(imagined=0.0), dreamt, dreamt, dreamt])[-1] == ["value_exceeds_return"]
+
+
+def test_the_first_gap_is_that_of_a_value_that_has_learned() -> None:
+    """A value of 0 in a task of costs is 300 too high, one update later 299: neither is told, nor what follows."""
+    costs = GOOD._replace(mean=-1_000.0, discounted=-300.0, gap=0.0, imagined=math.nan)
+    assert not any(said([costs, *[costs._replace(gap=299.0, imagined=-1.0)] * 5]))
+
+
 def test_dreams_that_go_on_promising_are_told_in_the_second_evaluation() -> None:
     """More than half of 500 is lost, and of 260 no more than a tenth."""
     fallen = GOOD._replace(mean=200.0, imagined=240.0)

@@ -43,3 +43,16 @@ def test_actor_and_critic_wait_while_the_model_catches_up(tmp_path: Path, spike:
     still = [iteration + 1 for iteration, (_, actor_moved) in enumerate(moved) if not actor_moved]
     assert still == list(range(14, 14 + paused))
     assert [event["message"].count("its model foresees it") for event in events(trainer)] == [1] * bool(paused)
+
+
+def test_iterations_without_an_update_are_no_calm_ones(tmp_path: Path) -> None:
+    """Every second iteration makes none: a spike in two of those that do is still confirmed."""
+
+    def say(batch: SequenceBatch, batch_idx: int) -> Signals:
+        level = 30.0 if batch_idx in (24, 26) else 1.0
+        return {} if batch_idx % 2 else {"kl_dynamics": torch.full((2, 3, 4), level)}
+
+    guard = KLSpikePause(["actor"], signal="kl_dynamics", pause_updates=3, warmup_windows=10)
+    fit_stranger(tmp_path, Sayer(say), [sequences(torch.zeros(2, 3, 4))] * 40, guard)
+    assert [cause for cause, _ in guard.raised] == ["kl_spike"]
+    assert guard.pauses == 1

@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from rlmods.data import RolloutDataModule
 from rlmods.data.rollout_collector import RolloutCollector
 from rlmods.envs.make import make_envs
-from rlmods.types import ExperienceSource, Observation, Rollout, RolloutSource
+from rlmods.types import Decision, ExperienceSource, Observation, Rollout, RolloutSource
 
 TORUS = "rlmods/TorusGobletGhost-v0"
 TORUS_KWARGS: dict[str, Any] = {"feature_dim": 8, "actor_feature_dim": 4, "max_episode_steps": 5}
@@ -283,6 +283,37 @@ def test_a_probe_of_an_ordinary_environment(tmp_path: Path, num_envs: int) -> No
     assert bool(model.probed.terminated.any())
     assert not model.probed.truncated.any()
     assert bool(model.batches[0].truncated.any())
+
+
+class Elsewhere:
+    """Decides on another device, and sends its actions to the CPU."""
+
+    device = torch.device("meta")  # no accelerator is needed for it
+
+    def __init__(self) -> None:
+        self.devices: set[torch.device] = set()
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        return torch.zeros(num_envs, 1, device=self.device)
+
+    def decide(self, observation: Observation, state: Tensor, *, deterministic: bool = False) -> Decision:
+        assert isinstance(observation, Tensor)
+        self.devices |= {observation.device, state.device}
+        action = torch.zeros(len(observation), 2)
+        return Decision(action, action, torch.zeros(len(action)), state + 1.0)
+
+    def act(self, observation: Observation, *, env_steps: int, deterministic: bool = False) -> Tensor:
+        raise NotImplementedError
+
+
+def test_a_state_from_a_checkpoint_goes_to_the_policy_and_the_rollout_where_it_is_wanted() -> None:
+    collector, _ = collect(3)
+    state = collector.state_dict() | {"state": torch.zeros(collector.environments.num_envs, 1)}
+    assert collector.load_state_dict(state)
+    policy = Elsewhere()
+    rollout = collector.collect(policy, 2, num_processes=1, device=policy.device, rollout_device=CPU)
+    assert policy.devices == {policy.device}
+    assert {rollout.reward.device, rollout.valid.device, observations(rollout)[0].device} == {CPU}
 
 
 def test_collecting_goes_on_from_a_state() -> None:

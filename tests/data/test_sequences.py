@@ -175,7 +175,7 @@ def test_rows_of_poles_that_fall(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vectorization", ["native", "sync"])
 def test_sequences_begin_with_the_state_of_the_row_before(tmp_path: Path, vectorization: str) -> None:
-    data = make_data(vectorization=vectorization, batch_size=8, total_env_steps=160)
+    data = make_data(vectorization=vectorization, batch_size=8, train_ratio=4.0, total_env_steps=160)
     model = train(tmp_path, data)
     sequences = [one for batch in model.batches for one in batch.minibatches()]
     assert len(sequences) >= 6
@@ -241,7 +241,7 @@ def resume(folder: Path, data: SequenceDataModule, checkpoint: Path) -> Counter:
     ("options", "folder", "oldest", "num_waiting"),
     [
         ({"vectorization": "native", "buffer_size": 20}, "run", 4, 0),  # the ring has wrapped
-        ({"train_ratio": 0.7, "batch_length": 2, "batch_size": 4}, "elsewhere", 0, 4),  # the queue is half drained
+        ({"train_ratio": 0.8, "batch_length": 2, "batch_size": 3}, "elsewhere", 0, 4),  # the queue is half drained
         ({"learning_starts": 40, "online_queue": False}, "run", 0, 0),
     ],
 )
@@ -319,7 +319,16 @@ def test_a_resume_cannot_change_what_the_data_are(tmp_path: Path, name: str, val
         ({"steps_per_iteration": 9}, "a multiple of num_envs: type --data.init_args.steps_per_iteration 10"),
         ({"train_ratio": 0.0}, "train_ratio = 0.0, expected replayed steps for each environment step"),
         ({"train_ratio": float("nan")}, "train_ratio = nan"),
-        ({"batch_size": 17}, "expected a budget that reaches the first update: .*total_env_steps 68 or more"),
+        (
+            {"train_ratio": 1.0},
+            "expected an update in each iteration, which replays 12 .*steps_per_iteration 12 or more",
+        ),
+        ({"train_ratio": 1.1, "num_envs": 4}, "steps_per_iteration 12 or more"),  # 11 steps, in rounds of four
+        ({"grayscale": True}, "grayscale = True without resize"),
+        (
+            {"batch_size": 17, "train_ratio": 9.0},
+            "expected a budget that reaches the first update: .*total_env_steps 68 or more",
+        ),
         ({"learning_starts": 64}, "learning_starts = 64 with total_env_steps = 64"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"batch_length": 0}, "batch_length = 0"),

@@ -35,6 +35,20 @@ def test_the_module_falls_into_no_trap(kind: str, action: ActionSpec) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("action", "untried"),
+    [
+        (ActionSpec(kind="continuous", n=0, shape=[1], low=[10.0], high=[30.0]), set()),
+        (ActionSpec(kind="discrete", n=1, shape=[], low=[], high=[]), {"trap/sees_observations"}),
+        (ActionSpec(kind="multi_discrete", n=0, nvec=[1, 3], shape=[2], low=[], high=[]), set()),
+    ],
+)
+def test_actions_far_from_0_and_without_a_choice_are_no_trap(action: ActionSpec, untried: set[str]) -> None:
+    lines = traps(make_dreamer(env_spec(action=action)))
+    assert failed(lines) == []
+    assert {f"trap/{name}" for name, _, _ in TRAPS} - {line.name for line in lines} == untried
+
+
 @pytest.mark.parametrize("version", ["v1_2023", "v2_2024"])
 def test_neither_do_the_versions_before(version: str) -> None:
     assert failed(traps(make_dreamer(env_spec(), version=version))) == []
