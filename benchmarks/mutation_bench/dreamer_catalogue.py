@@ -115,8 +115,8 @@ HEALTHY = [
     ),
     Case(
         id="pixels",
-        what="images of 32 x 32",
-        data={"env_id": "rlmods/DotTracking-v0", "env_kwargs": {"image_size": 32}},
+        what="images of 48 x 48",
+        data={"env_id": "rlmods/DotTracking-v0", "env_kwargs": {"image_size": 48}},
     ),
     Case(id="small-buffer", what="200 rows", data={"buffer_size": 200}),
     Case(id="last-states", what="dreams from the last two states alone", model={"imagination_last": 2}),
