@@ -41,8 +41,8 @@ def keep_denormal_numbers() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def keep_levels_of_loggers() -> Iterator[None]:
     """A program that a test runs in this process silences them for good; the next test looks for what they say."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "rlmods")]
-    levels = [logger.level for logger in loggers]
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("lightning", "rlmods")]
+    levels = {name: logging.getLogger(name).level for name in names}
     yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
