@@ -19,6 +19,7 @@ from rlmods.data.segments import ReplaySegments
 from rlmods.data.sequence_replay import SequenceReplay
 from rlmods.data.sequence_rows import RowJoiner
 from rlmods.data.settings import (
+    check_sequence_budget,
     check_sequence_settings,
     check_settings,
     steps_before_sequences,
@@ -210,7 +211,12 @@ class SequenceDataModule(ExperienceDataModule):
     # One iteration
 
     def begin_fit(self, trainer: Trainer) -> None:
-        """Build environments and replay, and say what they cost."""
+        """Build environments and replay, and say what they cost.
+
+        Raises:
+            ValueError: where so many processes do not come to an update.
+        """
+        check_sequence_budget(self.hparams, trainer.world_size)
         state_size = self._deciding_policy(trainer).initial_state(1).shape[1]
         rank_zero_info(
             f"train_ratio {self.train_ratio:g}: {self.updates_per_policy_step:g} updates for each environment step "

@@ -101,14 +101,7 @@ def check_sequence_settings(settings: Mapping[str, Any], num_agents: int) -> Non
             f"a replay that holds a sequence of {length} rows of each environment",
             f"buffer_size {num_envs * length} or more, or a smaller batch_length",
         )
-    needed = steps_before_sequences(num_envs, settings["batch_size"], length - 1)
-    if settings["total_env_steps"] < needed:
-        _refuse(
-            f"total_env_steps = {settings['total_env_steps']} with batch_size = {settings['batch_size']}, "
-            f"batch_length = {length - 1} and num_envs = {num_envs}",
-            "a budget that reaches the first update",
-            f"total_env_steps {needed} or more, or a smaller batch_size or batch_length",
-        )
+    check_sequence_budget(settings, 1)
     update_steps = settings["batch_size"] * (length - 1)
     if settings["train_ratio"] * settings["steps_per_iteration"] < update_steps:
         steps = ceil(update_steps / settings["train_ratio"] / num_envs) * num_envs
@@ -121,6 +114,25 @@ def check_sequence_settings(settings: Mapping[str, Any], num_agents: int) -> Non
     if settings["grayscale"] and settings["resize"] is None:
         _refuse("grayscale = True without resize", "a size, because only resize makes images grey", "resize '[64, 64]'")
     _check_workers(settings, num_agents)
+
+
+def check_sequence_budget(settings: Mapping[str, Any], num_processes: int) -> None:
+    """Whether a training of so many processes, each with a replay of its own, reaches its first update.
+
+    Raises:
+        ValueError: where it does not.
+    """
+    needed = num_processes * steps_before_sequences(
+        settings["num_envs"], settings["batch_size"], settings["batch_length"]
+    )
+    if settings["total_env_steps"] < needed:
+        processes = f" in each of {num_processes} processes" if num_processes > 1 else ""
+        _refuse(
+            f"total_env_steps = {settings['total_env_steps']} with batch_size = {settings['batch_size']}, "
+            f"batch_length = {settings['batch_length']} and num_envs = {settings['num_envs']}{processes}",
+            "a budget that reaches the first update",
+            f"total_env_steps {needed} or more, or a smaller batch_size or batch_length",
+        )
 
 
 def steps_before_sequences(num_envs: int, batch_size: int, batch_length: int) -> int:

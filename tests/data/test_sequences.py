@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 from rlmods.algorithms import DQN, PPO
 from rlmods.callbacks import GlobalRNG
 from rlmods.data import SequenceDataModule
+from rlmods.data.settings import check_sequence_budget
 from rlmods.types import (
     Decision,
     ExperienceSource,
@@ -340,6 +341,14 @@ def test_a_resume_cannot_change_what_the_data_are(tmp_path: Path, name: str, val
 def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_data(**options)
+
+
+def test_each_process_must_come_to_an_update() -> None:
+    """64 steps are 32 of each of two, and 12 are needed; 5 processes have 12.8, 6 have 10.7."""
+    data = make_data()
+    check_sequence_budget(data.hparams, 5)
+    with pytest.raises(ValueError, match=r"in each of 6 processes, expected a budget that .*total_env_steps 72"):
+        check_sequence_budget(data.hparams, 6)
 
 
 def test_reward_bounds_reach_the_spec() -> None:
