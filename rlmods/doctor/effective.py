@@ -181,6 +181,8 @@ def _without_reader_in_dqn(model: DQN, first_update: int) -> dict[str, str]:
         found["learning_rate_warmup"] = f"it is over at the first update, at {first_update:,}"
     if model.exploration_initial_eps == model.exploration_final_eps:
         found["exploration_fraction"] = "exploration_initial_eps is exploration_final_eps"
+    if model.exploration_initial_eps == model.exploration_final_eps == 0.0:
+        found["exploration_care_scale"] = "exploration_initial_eps and exploration_final_eps are 0"
     if not model.noisy:
         found["noisy_std"] = "noisy is false"
     if model.bc_coef == model.bc_final_coef:

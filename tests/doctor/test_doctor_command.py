@@ -204,6 +204,9 @@ def test_settings_that_nobody_reads(small: Path) -> None:
     assert "model.init_args.noisy_std = 0.3: noisy is false" in line.arithmetic
     warmup = lines_of(diagnose([str(small), "--model.init_args.learning_rate_warmup", "0.05"]))["unread_settings"]
     assert "it is over at the first update, at 60" in warmup.arithmetic
+    care = [f"--model.init_args.exploration_{name}" for name in ("initial_eps=0", "final_eps=0", "care_scale=0.5")]
+    line = lines_of(diagnose([str(small), *care]))["unread_settings"]
+    assert "exploration_care_scale = 0.5: exploration_initial_eps and exploration_final_eps are 0" in line.arithmetic
     assert lines_of(diagnose([str(small), *options[:1], "0.6"]))["unread_settings"].status == "PASS"
 
 
