@@ -171,6 +171,8 @@ class ContinuationDetector:
                 "dream ends. Is its loss part of the sum, with a gradient into the latents?"
             )
             self.block_verdicts.append(Verdict("continuation_blind", Severity.WARN, message, evidence))
+        if not expected > 0.0:
+            return  # nothing ends, and nothing is discounted
         self.off_by = [*self.off_by, abs(math.log(max(ends, 1e-9) / expected))][-3:]
         is_learning = self.off_by[-1] < self.off_by[0] - _CLOSER
         if len(self.off_by) == 3 and min(self.off_by) > math.log(_FACTOR) and not is_learning:

@@ -130,6 +130,8 @@ def test_a_head_is_judged_where_nothing_is_terminal() -> None:
         assert said([said_so] * 3) == [[], [], found]
     learns = [window._replace(predicted_running=(0.99 - 0.9 * 0.8**i) * 2.0**18) for i in range(20)]
     assert not any(said(learns))
+    endless = window._replace(predicted_running=0.9 * 2.0**18, target_running=2.0**18)
+    assert not any(said([endless] * 5))  # γ is not in these targets, and nothing was seen to end
     half = window._replace(running=2.0**17, predicted_running=2.0**17, target_running=0.99 * 2.0**17)
     assert said([half] * 5) == [[]] * 5
 
